@@ -1,0 +1,50 @@
+# Every target sets up what it needs: a virtual environment in .venv, refreshed when
+# pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo       a 5-second video from a picture and a prompt: outputs/demo.mp4, outputs/demo.png"
+	@echo "make test       linters, types and the fast tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       linters and types alone"
+	@echo "make format     rewrite the code in house style"
+	@echo "make bench      the benchmarks; prints tables"
+
+setup: $(STAMP)
+
+# torch goes first and alone, so that no other package can pull in a different build of it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]' -c constraints.txt
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/framepack generate --image examples/demo.png --prompt "$$(cat examples/demo.txt)" --seconds 5 \
+		--out outputs/demo.mp4 --sheet outputs/demo.png
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) outputs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,53 @@
+"""The errors a user can see.
+
+Every message names the value, the rule it breaks and the remedy, on one line. The command line
+prints it and ends with exit code 2; programming mistakes stay ``assert`` and ``TypeError``.
+"""
+
+from __future__ import annotations
+
+
+class FramePackError(Exception):
+    """Root of all errors raised on purpose by framepack."""
+
+
+class InputError(FramePackError, ValueError):
+    """A value given by the user that cannot be used."""
+
+
+class NotationError(InputError):
+    """A schedule or method string that does not parse.
+
+    Args:
+        text: the string as given.
+        at: index into ``text`` where parsing stopped; ``len(text)`` for an early end.
+        rule: what was expected there.
+    """
+
+    def __init__(self, text: str, at: int, rule: str) -> None:
+        self.text, self.at, self.rule = text, at, rule
+        super().__init__(f"'{text[:at]}>>>{text[at:]}' does not parse at character {at + 1}: {rule}")
+
+
+class UnknownNameError(InputError):
+    """A name that is not in a table; the message lists the choices."""
+
+    def __init__(self, what: str, name: str, choices: list[str] | tuple[str, ...]) -> None:
+        self.name, self.choices = name, tuple(choices)
+        super().__init__(f"unknown {what} '{name}': choose one of {', '.join(choices)}")
+
+
+class UntrainedMethodError(InputError):
+    """A method that the checkpoint was not trained for."""
+
+
+class ModelError(FramePackError):
+    """Weights or a model folder that cannot be loaded."""
+
+
+class OutputError(FramePackError, OSError):
+    """A place that cannot be written, or that holds something of somebody else's."""
+
+
+class RunConflictError(OutputError):
+    """A work folder that belongs to another configuration."""

@@ -1,0 +1,94 @@
+"""Pictures a user brings: checked from the header first, decoded only when they are worth it."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from framepack.errors import InputError
+
+MAX_PIXELS = 50_000_000
+# Named on purpose: Pillow would also hand some files to outside programs (EPS to Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, turned upright by its EXIF tag, with transparency laid on white.
+
+    Raises:
+        InputError: missing, a folder, empty, not a picture, damaged, without pixels, or over
+            ``MAX_PIXELS`` (read from the header; such a file is never decoded).
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"image '{path}' is a folder: give the path of a picture file")
+        if not path.is_file():
+            raise InputError(f"image '{path}' does not exist: check the path")
+        if path.stat().st_size == 0:
+            raise InputError(f"image '{path}' is an empty file: give a picture")
+        with warnings.catch_warnings():
+            # Our own, lower limit speaks instead of Pillow's warning.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return _decode(path)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        pixels = int(found[1]) if found else None
+        raise _too_large(path, pixels) from error
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            if _declares_no_pixels(file.read(32)):
+                raise InputError(f"image '{path}' has no pixels: its width or height is 0") from error
+        raise InputError(f"image '{path}' is not a picture: give a PNG, JPEG or WebP file") from error
+    except PermissionError as error:
+        raise InputError(f"image '{path}' may not be read: check its permissions") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow's decoders raise all of these on files cut short or tampered with.
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"image '{path}' is damaged ({detail}): save it again") from error
+
+
+def _decode(path: Path) -> Image.Image:
+    Image.init()  # fills Image.OPEN; AVIF is in newer Pillows only
+    with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        width, height = image.size
+        if width == 0 or height == 0:
+            raise InputError(f"image '{path}' has no pixels: it is {width} x {height}")
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, width * height, f"{width} x {height}")
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _too_large(path: Path, pixels: int | None, size: str | None = None) -> InputError:
+    shown = size or (f"{pixels / 1e6:.0f} megapixels" if pixels else "too many pixels")
+    limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels"
+    return InputError(f"image '{path}' is too large ({shown}): {limit}; scale it down")
+
+
+def _declares_no_pixels(head: bytes) -> bool:
+    """Whether a PNG, GIF or BMP header states a width or height of 0 (Pillow calls these unknown)."""
+    if head.startswith(b"\x89PNG") and len(head) >= 24:
+        return 0 in struct.unpack(">II", head[16:24])
+    if head.startswith(b"GIF8") and len(head) >= 10:
+        return 0 in struct.unpack("<HH", head[6:10])
+    if head.startswith(b"BM") and len(head) >= 26:
+        return 0 in struct.unpack("<ii", head[18:26])
+    return False

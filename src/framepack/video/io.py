@@ -1,0 +1,197 @@
+"""Read and write MP4 files, one frame at a time.
+
+Frames are uint8 arrays (H, W, 3), RGB. Videos are H.264 in yuv420p at CRF 16, tagged BT.709, with
+the settings that made them as JSON in the file's comment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from framepack.errors import InputError, OutputError
+from framepack.video.images import read_image
+
+__all__ = ["VideoFile", "check_output", "read_image", "read_video", "write_video"]
+
+CRF = 16
+BT709 = 1  # the one number that FFmpeg gives to this matrix, these primaries and this transfer
+LIMITED_RANGE = 1
+
+
+class VideoFile(NamedTuple):
+    """An open video: ``frames`` decodes as it is iterated and closes the file at its end."""
+
+    frames: Iterator[np.ndarray]
+    fps: float
+    metadata: dict[str, Any]
+
+
+def check_output(path: str | Path, *, overwrite: bool = False, suffix: str = ".mp4") -> Path:
+    """Say whether a file could be written at ``path``, leaving nothing behind.
+
+    Raises:
+        OutputError: wrong suffix, a folder, a file that exists (unless ``overwrite``), or a place
+            that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise OutputError(f"output '{path}' does not end in {suffix}: rename it")
+    try:
+        if path.is_dir():
+            raise OutputError(f"output '{path}' is a folder: give a file name inside it")
+        if path.exists() and not overwrite:
+            raise OutputError(f"output '{path}' exists: choose another name or pass --overwrite")
+        folder = path.absolute().parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise OutputError(f"output '{path}' cannot be written: '{folder}' is not a folder")
+        # Permission bits say little (root, read-only mounts): only trying tells.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Encode ``frames`` to an MP4 and return how many there were.
+
+    Frames are encoded as they come, into a hidden file beside ``path`` that takes its name only
+    when complete. H.264 in yuv420p needs even sides: an odd one is padded by repeating its last
+    row or column.
+
+    Args:
+        frames: uint8 (H, W, 3), all of one size.
+        fps: frames per second.
+        metadata: anything JSON can hold; `read_video` gives it back.
+
+    Raises:
+        OutputError: the place cannot be written, or is taken and ``overwrite`` is not set.
+        InputError: there are no frames, or ``fps`` is not positive.
+    """
+    import av
+
+    if not fps > 0:
+        raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
+    path = check_output(path, overwrite=overwrite)
+    part: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:64]}-", suffix=".part.mp4", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        part.chmod(0o666 & ~_umask())  # mkstemp's files are private; videos follow the user's mask
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            if metadata is not None:
+                container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+            count = _encode(container, frames, fps)
+        if path.exists() and not overwrite:
+            raise OutputError(f"output '{path}' appeared meanwhile: choose another name or pass --overwrite")
+        part.replace(path)
+    except (OutputError, InputError):
+        raise
+    except OSError as error:  # PyAV's errors from the file system are OSErrors too
+        raise _unwritable(path, error) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return count
+
+
+def _encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> int:
+    import av
+
+    stream: Any = None
+    shape: tuple[int, ...] = ()
+    count = 0
+    for count, frame in enumerate(frames, start=1):
+        assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
+        if stream is None:
+            shape = frame.shape
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(CRF), "preset": "medium"}
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED_RANGE
+        assert frame.shape == shape, f"frame {count} is {frame.shape}, the first was {shape}"
+        if shape[0] % 2 or shape[1] % 2:
+            frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        for packet in stream.encode(picture):
+            container.mux(packet)
+    if stream is None:
+        raise InputError("a video of no frames cannot be written: give at least one")
+    for packet in stream.encode(None):
+        container.mux(packet)
+    return count
+
+
+def read_video(path: str | Path) -> VideoFile:
+    """Open a video file; its frames are decoded one by one as they are asked for.
+
+    Raises:
+        InputError: missing, or not a video; while iterating: damaged.
+    """
+    import av
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"video '{path}' does not exist: check the path")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"video '{path}' is not a video file: give an MP4") from error
+    if not container.streams.video:
+        container.close()
+        raise InputError(f"video '{path}' holds no pictures: give a file with a video track")
+    stream = container.streams.video[0]
+    try:
+        metadata = json.loads(container.metadata.get("comment", ""))
+    except ValueError:
+        metadata = {}  # a comment of somebody else's
+    rate = stream.average_rate or stream.guessed_rate or Fraction(1)
+    frames = _decode_frames(container, stream, path)
+    return VideoFile(frames, float(rate), metadata if isinstance(metadata, dict) else {})
+
+
+def _decode_frames(container: Any, stream: Any, path: Path) -> Iterator[np.ndarray]:
+    import av
+
+    with container:
+        try:
+            for frame in container.decode(stream):
+                yield frame.to_ndarray(format="rgb24")
+        except av.FFmpegError as error:
+            raise InputError(f"video '{path}' is damaged: make it again") from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"output '{path}' cannot be written ({reason}): choose another place")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
