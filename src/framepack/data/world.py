@@ -1,0 +1,265 @@
+"""A flat world in motion: a sky, hills and one outlined shape, as a function of integer time.
+
+Motion is decided by words and the first frame alone: the shape moves at a constant speed on a torus
+a little larger than the frame, so it leaves on one side and returns on the other, and the hills
+repeat after one frame width. Any frame of any scene can be rendered, however far in time.
+Lengths are in widths of the frame, y points down, times are frames at 8 a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framepack.conditioning.lexicon import SLOTS
+from framepack.data.drawing import GROUNDS, HILLS, OUTLINE, SHAPES, SKIES, cover, palette
+from framepack.metrics.colour import COLOURS, difference
+
+FPS = 8
+STEP: dict[str, float] = {"slowly": 1.5 / 128, "": 3 / 128, "fast": 5 / 128}
+"""Widths a frame, by word of speed."""
+VECTOR = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
+PAN = {"": 0.0, "pan-left": -2 / 128, "pan-right": 2 / 128}
+"""Widths a frame that the view moves over the near hills; over the far ones it is `FAR` of that."""
+FAR = 0.5
+FADE = 8
+"""Frames that a change of the sky takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """From frame `start` on, until the next one begins, the shape moves in `direction` at `speed`."""
+
+    start: int
+    direction: str
+    speed: str = ""
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """Widths moved from one frame to the next."""
+        dx, dy = VECTOR[self.direction]
+        return dx * STEP[self.speed], dy * STEP[self.speed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One endless clip.
+
+    Attributes:
+        shape, colour, ground, camera: words of the lexicon; camera "" is static.
+        skies: the sky before and after the change (equal when it does not change).
+        sky_change: frame in the middle of the cross-fade.
+        motions: one or more, ascending in start; the first also holds before its start.
+        radius: of the shape; its outline included.
+        origin: centre of the shape at frame 0.
+        disc: x, y, radius of sun and moon.
+        phases: of the far and the near hills.
+        aspect: height / width of the frames.
+    """
+
+    shape: str
+    colour: str
+    skies: tuple[str, str]
+    sky_change: int
+    ground: str
+    camera: str
+    motions: tuple[Motion, ...]
+    radius: float
+    origin: tuple[float, float]
+    disc: tuple[float, float, float]
+    phases: tuple[tuple[float, float, float], tuple[float, float, float]]
+    aspect: float = 1.0
+
+    @property
+    def torus(self) -> tuple[float, float]:
+        """Width and height of the torus: the frame and room for the shape to vanish beside it."""
+        return 1 + 2 * self.radius + 0.02, self.aspect + 2 * self.radius + 0.02
+
+    def displacement(self, t0: int, t1: int) -> tuple[float, float]:
+        """Widths moved (x, y) from frame t0 to frame t1, as if there were no edges."""
+        if t1 < t0:
+            x, y = self.displacement(t1, t0)
+            return -x, -y
+        x = y = 0.0
+        for n, motion in enumerate(self.motions):
+            start = t0 if n == 0 else max(t0, motion.start)
+            stop = t1 if n + 1 == len(self.motions) else min(t1, self.motions[n + 1].start)
+            steps = max(0, stop - start)
+            x, y = x + steps * motion.step[0], y + steps * motion.step[1]
+        return x, y
+
+    def position(self, t: int) -> tuple[float, float]:
+        """Centre of the shape at frame t; a little outside of [0, 1] x [0, aspect] when it has left."""
+        moved = self.displacement(0, t)
+        wrapped = []
+        for origin, move, size, extent in zip(self.origin, moved, self.torus, (1.0, self.aspect), strict=True):
+            margin = (size - extent) / 2
+            wrapped.append((origin + move + margin) % size - margin)
+        return wrapped[0], wrapped[1]
+
+    def fade(self, t: int) -> float:
+        """Share of the second sky at frame t."""
+        if self.skies[0] == self.skies[1]:
+            return 0.0
+        return float(np.clip((t - self.sky_change) / FADE + 0.5, 0, 1))
+
+    def motion(self, t: int) -> Motion:
+        """What moves frame t to frame t + 1."""
+        current = self.motions[0]
+        for motion in self.motions[1:]:
+            if motion.start <= t:
+                current = motion
+        return current
+
+    def words(self, start: int, stop: int) -> tuple[str, ...]:
+        """Canonical words, in order of slots, of frames [start, stop): what holds for most of them."""
+        most, longest = self.motions[0], -1
+        for n, motion in enumerate(self.motions):
+            first = start if n == 0 else max(start, motion.start)
+            last = stop if n + 1 == len(self.motions) else min(stop, self.motions[n + 1].start)
+            if last - first > longest:
+                most, longest = motion, last - first
+        sky = self.skies[1 if (start + stop - 1) / 2 >= self.sky_change else 0]
+        words = (self.shape, self.colour, sky, self.ground, most.direction, most.speed, self.camera)
+        return tuple(word for word in words if word)
+
+    def caption(self, start: int, stop: int, language: str, rng: np.random.Generator) -> str:
+        """A sentence about frames [start, stop), "en" or "ja", whose words are exactly `words`."""
+        from framepack.data.captions import caption
+
+        return caption(self.words(start, stop), language, rng)
+
+    def render(self, frames: Sequence[int], height: int, width: int) -> NDArray[np.uint8]:
+        """Draw frames of any time as (N, height, width, 3) in 0..255."""
+        out = np.empty((len(frames), height, width, 3), np.uint8)
+        drawn: tuple[float, float] | None = None
+        background = None
+        for n, t in enumerate(frames):
+            fade, pan = self.fade(t), (PAN[self.camera] * t) % (1 / FAR)
+            if background is None or drawn != (fade, pan):
+                background, outline = self._background(fade, pan, height, width)
+                drawn = (fade, pan)
+            out[n] = background
+            self._draw_shape(out[n], t, outline)
+        return out
+
+    def _background(self, fade: float, pan: float, height: int, width: int):
+        """uint8 (height, width, 3) without the shape, and the colour (3,) of its outline."""
+        colours, discs = palette(self.skies[0], self.ground, self.colour)
+        if fade > 0:
+            colours2, discs2 = palette(self.skies[1], self.ground, self.colour)
+            colours, discs = colours + fade * (colours2 - colours), discs + fade * (discs2 - discs)
+        top, bottom, far, near, sun, outline = colours
+        x = (np.arange(width, dtype=np.float32) + 0.5) / width
+        y = (np.arange(height, dtype=np.float32) + 0.5) / width
+        far_height, far_base, near_height, near_base = HILLS[self.ground]
+        horizon = self.aspect * (1 - far_base)
+        ramp = np.clip(y / horizon, 0, 1)[:, None, None]
+        image = np.broadcast_to(top + ramp * (bottom - top), (height, width, 3)).copy()
+        self._draw_disc(image, discs, sun)
+        samples = 4 if self.ground == "city" else 2
+        xs = x[None] + ((np.arange(samples, dtype=np.float32) + 0.5) / samples - 0.5)[:, None] / width
+        layers = ((far, far_height, far_base, FAR, 0), (near, near_height, near_base, 1.0, 1))
+        for colour, shape, base, speed, which in layers:
+            phase = np.array(self.phases[which], np.float32)
+            line = self.aspect * (1 - base) - shape(xs + np.float32((pan * speed) % 1), phase)
+            first = max(0, int(line.min() * width) - 1)
+            share = cover(line, y[first:], width)[..., None]
+            image[first:] += share * (colour - image[first:])
+        return (image + 0.5).astype(np.uint8), outline
+
+    def _draw_disc(self, image: NDArray[np.float32], strengths: NDArray[np.float32], colour) -> None:
+        """The sun, or the moon as a crescent, in place."""
+        if strengths.max() <= 0:
+            return
+        height, width = image.shape[:2]
+        cx, cy, r = self.disc
+        rows = slice(max(0, int((cy - r) * width) - 1), min(height, int((cy + r) * width) + 2))
+        columns = slice(max(0, int((cx - r) * width) - 1), min(width, int((cx + r) * width) + 2))
+        x = ((np.arange(width, dtype=np.float32) + 0.5) / width - cx)[None, columns]
+        y = ((np.arange(height, dtype=np.float32) + 0.5) / width - cy)[rows, None]
+        disc = np.hypot(x, y) - r
+        bite = np.hypot(x - 0.5 * r, y + 0.3 * r) - 0.9 * r
+        for distance, strength in ((disc, strengths[0]), (np.maximum(disc, -bite), strengths[1])):
+            share = strength * np.clip(0.5 - distance * width, 0, 1)[..., None]
+            image[rows, columns] += share * (colour - image[rows, columns])
+
+    def _draw_shape(self, image: NDArray[np.uint8], t: int, outline: NDArray[np.float32]) -> None:
+        height, width = image.shape[:2]
+        cx, cy = self.position(t)
+        reach = self.radius * 1.1
+        x0, x1 = max(0, int((cx - reach) * width) - 1), min(width, int((cx + reach) * width) + 2)
+        y0, y1 = max(0, int((cy - reach) * width) - 1), min(height, int((cy + reach) * width) + 2)
+        if x0 >= x1 or y0 >= y1:
+            return
+        x = ((np.arange(x0, x1) + 0.5) / width - cx).astype(np.float32)[None, :]
+        y = ((np.arange(y0, y1) + 0.5) / width - cy).astype(np.float32)[:, None]
+        x, y = np.broadcast_arrays(x, y)
+        line = self.radius * OUTLINE
+        distance = SHAPES[self.shape](x, y, self.radius - line / 2) - line / 2
+        outer = np.clip(0.5 - distance * width, 0, 1)[..., None]
+        inner = np.clip(0.5 - (distance + line) * width, 0, 1)[..., None]
+        paint = outline + inner * (np.array(COLOURS[self.colour], np.float32) - outline)
+        under = image[y0:y1, x0:x1].astype(np.float32)
+        image[y0:y1, x0:x1] = (under + outer * (paint - under) + 0.5).astype(np.uint8)
+
+
+@lru_cache
+def visible_colours(sky: str, ground: str) -> tuple[str, ...]:
+    """Colour words whose shape stands out from everything that may be behind it."""
+    top, bottom, far, near, sun, _ = palette(sky, ground, "red")[0]
+    behind = [top + w * (bottom - top) for w in np.linspace(0, 1, 5)] + [far, near, sun]
+    return tuple(word for word, rgb in COLOURS.items() if difference(behind, rgb).min() > 27)
+
+
+def sample_scene(rng: np.random.Generator, frames: int, aspect: float = 1.0) -> Scene:
+    """Draw a scene whose changes, if any, fall inside its first `frames` frames.
+
+    About 40 % of scenes change direction once (long ones sometimes twice), 15 % change the sky.
+    """
+    sky = _pick(rng, tuple(SKIES))
+    ground = _pick(rng, tuple(GROUNDS))
+    later = _pick(rng, tuple(s for s in SKIES if s != sky)) if rng.random() < 0.15 else sky
+    colours = [c for c in visible_colours(sky, ground) if c in visible_colours(later, ground)]
+    if not colours:
+        later, colours = sky, list(visible_colours(sky, ground))
+    radius = float(rng.uniform(0.125, 0.15)) * min(1.0, aspect)
+    motions = [_motion(rng, 0, "")]
+    if rng.random() < 0.4 and frames > 2:
+        changes = 2 if frames >= 64 and rng.random() < 0.35 else 1
+        for at in sorted(int(a) for a in rng.integers(frames // 5, max(frames // 5 + 1, frames * 4 // 5), changes)):
+            if at > motions[-1].start:
+                motions.append(_motion(rng, at, motions[-1].direction))
+    disc = (float(rng.uniform(0.14, 0.86)), float(rng.uniform(0.14, 0.3)) * aspect, float(rng.uniform(0.07, 0.095)))
+    phases = [tuple(float(p) for p in rng.uniform(0, 1, 3)) for _ in range(2)]
+    return Scene(
+        shape=_pick(rng, SLOTS["shape"]),
+        colour=_pick(rng, colours),
+        skies=(sky, later),
+        sky_change=int(rng.integers(max(1, frames // 5), max(2, frames * 4 // 5))),
+        ground=ground,
+        camera=_pick(rng, SLOTS["camera"]) if rng.random() < 0.3 else "",
+        motions=tuple(motions),
+        radius=radius,
+        origin=(float(rng.uniform(radius, 1 - radius)), float(rng.uniform(radius, aspect - radius))),
+        disc=disc,
+        phases=(phases[0], phases[1]),  # type: ignore[arg-type]
+        aspect=aspect,
+    )
+
+
+def _motion(rng: np.random.Generator, start: int, but: str) -> Motion:
+    """A random motion; "still" is half as likely as each direction."""
+    names = [name for name in VECTOR if name != but]
+    weights = np.array([0.5 if name == "still" else 1.0 for name in names])
+    direction = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+    speed = ("", "slowly", "fast")[int(rng.choice(3, p=(0.5, 0.25, 0.25)))]
+    return Motion(start=start, direction=direction, speed="" if direction == "still" else speed)
+
+
+def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return names[int(rng.integers(len(names)))]
