@@ -1,0 +1,410 @@
+"""A method: the frozen value that decides what a model sees, saved with every checkpoint and every run.
+
+The paper's string (FramePack, section 5.1) writes its schedule, order and section size in order of time:
+``td_f16k4f2k2f1k1_g9`` is vanilla, ``td_f16k4f2k2f1k1_g9_x_f1k1`` anti-drifting, and
+``f1k1_x_g9_f1k1f2k2f16k4_td`` inverted. The rest stands beside the string, in the JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from framepack.errors import InputError, NotationError, UnknownNameError
+from framepack.packing import notation
+from framepack.packing.notation import Kernel, Token
+from framepack.packing.schedule import HUNYUAN_BASE, Level, PackingSchedule, Tail, released
+
+ORDERS = ("vanilla", "f1", "anti-drifting", "inverted", "planned")
+ABSENT = ("drop", "zeros")
+POSITIONS = ("gap", "released", "constant")
+HISTORY_TIMESTEPS = ("noisy", "zero")
+IMPORTANCE_KINDS = ("time", "similarity", "hybrid")
+MAX_POOL = 4096
+
+
+def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UnknownNameError(what, str(value), choices)
+
+
+def _integer(what: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{what} {value!r} must be a whole number from {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """How history frames are ranked before they are packed (FramePack, section 3.2).
+
+    kind: ``time``, nearest first; ``similarity`` to an estimate of the next section; ``hybrid``, similarity
+        + weight * time.
+    weight: lambda_time of ``hybrid``.
+    pool: nearest frames a ranker may choose from; as many older ones, evenly spaced, stand beside them.
+    """
+
+    kind: str = "time"
+    weight: float = 1.0
+    pool: int = 64
+
+    def __post_init__(self) -> None:
+        _choice("importance", self.kind, IMPORTANCE_KINDS)
+        _integer("importance pool", self.pool, 1, MAX_POOL)
+        if not (isinstance(self.weight, (int, float)) and math.isfinite(self.weight) and self.weight >= 0):
+            raise InputError(f"importance weight {self.weight!r} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a model sees of a video while it makes a section of it.
+
+    schedule: levels of context, tail policy, frames pinned to the start and across the gap.
+    order: one of `ORDERS`.
+    section_size: S, latent frames per section.
+    absent: history that does not exist yet is dropped, or given as zeros with positions of its own.
+    positions: ``gap``, true time indices with long gaps clamped; ``released``, the paddings of the released
+        inverted loop; ``constant``, F1's indices, equal for every section.
+    max_gap: under ``gap``, the most missing frames kept between two present ones; None keeps all.
+    history_timestep: context frames share the timestep of the noisy ones, or have timestep 0.
+    importance: how history frames are ranked.
+    discretized: the history was discretised in training (``+D``).
+
+    Raises:
+        InputError: values that do not go together.
+    """
+
+    schedule: PackingSchedule
+    order: str
+    section_size: int
+    absent: str = "drop"
+    positions: str = "gap"
+    max_gap: int | None = None
+    history_timestep: str = "noisy"
+    importance: Importance = Importance()
+    discretized: bool = False
+
+    def __post_init__(self) -> None:
+        _choice("order", self.order, ORDERS)
+        _choice("absent history", self.absent, ABSENT)
+        _choice("position rule", self.positions, POSITIONS)
+        _choice("history timestep", self.history_timestep, HISTORY_TIMESTEPS)
+        _integer("section size", self.section_size, 1, notation.MAX_FRAMES)
+        if self.max_gap is not None:
+            _integer("largest gap", self.max_gap, 0, 10**9)
+        if self.positions == "released" and self.order != "inverted":
+            raise InputError(f"position rule 'released' is for order inverted, not {self.order}: use 'gap'")
+        if self.positions == "constant" and self.order not in ("f1", "vanilla"):
+            raise InputError(
+                f"position rule 'constant' is for orders f1 and vanilla, not {self.order}: use 'gap'"
+            )
+
+    # Text ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Read the paper's string: ``[start _x_] ([tail] levels gN | gN levels [tail]) [_x_ end] [+D]``.
+
+        The side of the levels gives the order: before gN forward (``f1`` with start levels, ``anti-drifting``
+        with end levels, else ``vanilla``), after gN ``inverted``. What the string does not say is as in the
+        friendly method of that order for base (1, 2, 2), except that absent history is dropped and that
+        inverted positions are true gaps. Without a tail, history past the levels is deleted.
+
+        Raises:
+            NotationError: pointing at the spot.
+        """
+        tokens = notation.tokenize(text)
+        discretized = tokens[-1].kind == "discretized"
+        if discretized:
+            tokens = tokens[:-1]
+        for token in tokens:
+            if token.kind == "discretized":
+                raise NotationError(text, token.at, "+D stands once, at the end")
+        generate = [token for token in tokens if token.kind == "generate"]
+        if not generate:
+            raise NotationError(text, len(text), "expected gN, the frames to generate, like g9")
+        if len(generate) > 1:
+            raise NotationError(text, generate[1].at, "gN stands once")
+        groups = notation.split_at_skips(tokens, text)
+        core = next(i for i, group in enumerate(groups) if generate[0] in group)
+        if core > 1:
+            raise NotationError(text, groups[1][0].at, "at most one group of frames before the history")
+        if len(groups) > core + 2:
+            raise NotationError(
+                text, groups[core + 2][0].at, "at most one group of frames after the second x"
+            )
+        here = groups[core].index(generate[0])
+        before, after = groups[core][:here], groups[core][here + 1 :]
+        if before and after:
+            raise NotationError(text, after[0].at, "history levels stand on one side of gN only")
+        levels, tail = notation.far_to_near(before or after, text, mirrored=bool(after))
+        start = notation.only_levels(groups[0] if core else [], text, "before x")
+        end = notation.only_levels(groups[core + 1] if len(groups) > core + 1 else [], text, "after x")
+        if after:
+            order = "inverted"
+        elif end:
+            order = "anti-drifting"
+        else:
+            order = "f1" if start else "vanilla"
+        return cls(
+            schedule=PackingSchedule(_levels(levels), Tail(tail or "td"), _levels(start), _levels(end)),
+            order=order,
+            section_size=generate[0].frames,
+            positions="constant" if order == "f1" else "gap",
+            discretized=discretized,
+        )
+
+    def __str__(self) -> str:
+        schedule = self.schedule
+        near_to_far = self.order == "inverted"
+        levels = schedule.levels[::-1] if near_to_far else schedule.levels
+        words = "".join(map(str, levels))
+        size = f"g{self.section_size}"
+        core = f"{size}_{words}_{schedule.tail}" if near_to_far else f"{schedule.tail}_{words}_{size}"
+        start = f"{''.join(map(str, schedule.start))}_x_" if schedule.start else ""
+        end = f"_x_{''.join(map(str, schedule.end))}" if schedule.end else ""
+        return start + core + end + ("+D" if self.discretized else "")
+
+    def with_schedule(self, schedule: PackingSchedule) -> Method:
+        """This method with other history; its own start and end levels stay where ``schedule`` names none."""
+        kept = replace(
+            schedule, start=schedule.start or self.schedule.start, end=schedule.end or self.schedule.end
+        )
+        return replace(self, schedule=kept)
+
+    # JSON ------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, object]:
+        """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads."""
+        schedule = self.schedule
+        return {
+            "notation": str(self),
+            "schedule": {
+                "levels": _levels_to_json(schedule.levels),
+                "tail": str(schedule.tail),
+                "start": _levels_to_json(schedule.start),
+                "end": _levels_to_json(schedule.end),
+                "budget": schedule.budget,
+            },
+            "order": self.order,
+            "section_size": self.section_size,
+            "absent": self.absent,
+            "positions": self.positions,
+            "max_gap": self.max_gap,
+            "history_timestep": self.history_timestep,
+            "importance": {
+                "kind": self.importance.kind,
+                "weight": self.importance.weight,
+                "pool": self.importance.pool,
+            },
+            "discretized": self.discretized,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Method:
+        """The method that `to_json` wrote. Fields left out keep their defaults.
+
+        Raises:
+            InputError: an unknown or ill-typed field, or values that do not go together.
+        """
+        values = _fields(data, {"notation", *(field.name for field in fields(cls))}, "method")
+        values.pop("notation", None)
+        values["schedule"] = _schedule_from_json(_mapping(values.get("schedule"), "schedule"))
+        if "importance" in values:
+            importance = _mapping(values["importance"], "importance")
+            names = {field.name for field in fields(Importance)}
+            values["importance"] = Importance(**_fields(importance, names, "importance"))  # type: ignore[arg-type]
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InputError(f"method record: {error}") from None
+
+
+def _levels(tokens: list[Token]) -> tuple[Level, ...]:
+    return tuple(Level(token.frames, token.kernel) for token in tokens)
+
+
+def _levels_to_json(levels: tuple[Level, ...]) -> list[dict[str, object]]:
+    return [{"frames": level.frames, "kernel": list(level.kernel)} for level in levels]
+
+
+def _mapping(value: object, what: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{what} record {value!r} must be a JSON object")
+    return value
+
+
+def _fields(data: Mapping[str, object], names: set[str], what: str) -> dict[str, object]:
+    for key in data:
+        if key not in names:
+            raise UnknownNameError(f"field of a {what} record", key, tuple(sorted(names)))
+    return dict(data)
+
+
+def _levels_from_json(value: object) -> tuple[Level, ...]:
+    try:
+        return tuple(Level(int(row["frames"]), tuple(map(int, row["kernel"]))) for row in value)  # type: ignore
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"levels {value!r} must be a list of frames and kernel: {error}") from None
+
+
+def _schedule_from_json(data: Mapping[str, object]) -> PackingSchedule:
+    values = _fields(data, {field.name for field in fields(PackingSchedule)}, "schedule")
+    budget = values.get("budget")
+    if budget is not None and not isinstance(budget, (int, float)):
+        raise InputError(f"budget {budget!r} must be a number or null")
+    tail = str(values.get("tail", "td"))
+    _choice("tail", tail, tuple(Tail))
+    return PackingSchedule(
+        levels=_levels_from_json(values.get("levels")),
+        tail=Tail(tail),
+        start=_levels_from_json(values.get("start", ())),
+        end=_levels_from_json(values.get("end", ())),
+        budget=None if budget is None else float(budget),
+    )
+
+
+# Friendly names --------------------------------------------------------------------------------------
+
+
+def _zeros_if_released(base: Kernel, absent: str | None) -> str:
+    # The released loops run on base (1, 2, 2) and never drop absent history.
+    return absent or ("zeros" if base == HUNYUAN_BASE else "drop")
+
+
+def vanilla(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """Forward in time: ``td_f16k4f2k2f1k1_g9``."""
+    return Method(
+        schedule=released(base),
+        order="vanilla",
+        section_size=section_size,
+        absent=absent or "drop",
+        max_gap=max_gap,
+    )
+
+
+def f1(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """FramePack-F1: forward, the first frame kept, the same indices for every section."""
+    return Method(
+        schedule=replace(released(base), start=(Level(1, base),)),
+        order="f1",
+        section_size=section_size,
+        absent=_zeros_if_released(base, absent),
+        positions="constant",
+        max_gap=max_gap,
+    )
+
+
+def anti_drifting(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """First and last section together, then the gap: ``td_f16k4f2k2f1k1_g9_x_f1k1``."""
+    return Method(
+        schedule=replace(released(base), end=(Level(1, base),)),
+        order="anti-drifting",
+        section_size=section_size,
+        absent=absent or "drop",
+        max_gap=max_gap,
+    )
+
+
+def planned(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """Several endpoints, far ones first, then the gaps; written like anti-drifting."""
+    return replace(anti_drifting(base, section_size, absent=absent, max_gap=max_gap), order="planned")
+
+
+def inverted_plain(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """Last section first, back to the start frame, true gaps: ``f1k1_x_g9_f1k1f2k2f16k4_td``."""
+    return Method(
+        schedule=replace(released(base), start=(Level(1, base),)),
+        order="inverted",
+        section_size=section_size,
+        absent=absent or "drop",
+        max_gap=max_gap,
+    )
+
+
+def inverted(
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """Inverted with the paddings of the released FramePackI2V_HY loop."""
+    plain = inverted_plain(base, section_size, absent=_zeros_if_released(base, absent), max_gap=max_gap)
+    return replace(plain, positions="released")
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "vanilla": vanilla,
+    "f1": f1,
+    "anti-drifting": anti_drifting,
+    "inverted": inverted,
+    "inverted-plain": inverted_plain,
+    "planned": planned,
+}
+
+
+def named_method(
+    name: str,
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """One of `METHODS` for a base kernel and section size. Raises UnknownNameError."""
+    if name not in METHODS:
+        raise UnknownNameError("method", name, tuple(METHODS))
+    return METHODS[name](base, section_size, absent=absent, max_gap=max_gap)
+
+
+def method_from_spec(
+    text: str,
+    base: Kernel = HUNYUAN_BASE,
+    section_size: int = 9,
+    *,
+    absent: str | None = None,
+    max_gap: int | None = None,
+) -> Method:
+    """What a command line takes: a friendly name or the paper's string.
+
+    Raises:
+        UnknownNameError: neither a name nor anything like the notation.
+        NotationError: notation that does not parse, pointing at the spot.
+    """
+    if text in METHODS:
+        return METHODS[text](base, section_size, absent=absent, max_gap=max_gap)
+    if any(char.isdigit() for char in text):
+        method = Method.parse(text)
+        return replace(method, absent=absent or method.absent, max_gap=max_gap)
+    raise UnknownNameError("method", text, (*METHODS, "notation like td_f16k4f2k2f1k1_g9"))
