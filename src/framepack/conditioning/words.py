@@ -1,0 +1,49 @@
+"""Prompts of the bundled model: a few known words, in any order and in two languages.
+
+Legend: B batch, L word slots of a prompt, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from framepack.conditioning.lexicon import parse
+
+
+class WordConditioner(ModelMixin, ConfigMixin):
+    """Looks the known words of a prompt up in a table of embeddings; the order of words carries nothing.
+
+    Args:
+        words: the vocabulary, in the order of the table's rows. Row 0 stands for "no word".
+        width: D.
+        length: L, the most words a prompt can have.
+    """
+
+    @register_to_config
+    def __init__(self, words: tuple[str, ...] = (), width: int = 192, length: int = 8) -> None:
+        super().__init__()
+        self.table = nn.Embedding(len(words) + 1, width)
+        nn.init.normal_(self.table.weight, std=1.0)
+        self._rows = {word: row for row, word in enumerate(words, start=1)}
+
+    def rows_of(self, words: tuple[str, ...]) -> list[int]:
+        """Table rows of canonical words, padded with 0 to L."""
+        rows = [self._rows[word] for word in words][: self.config.length]
+        return rows + [0] * (self.config.length - len(rows))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (B, L) -> embeddings (B, L, D)."""
+        return self.table(rows)
+
+    def encode(self, prompts: list[str]) -> torch.Tensor:
+        """Prompts -> embeddings (B, L, D). Unknown words are left out; ``unknown_words`` names them."""
+        rows = [self.rows_of(parse(prompt).words) for prompt in prompts]
+        return self(torch.tensor(rows, device=self.table.weight.device))
+
+    @staticmethod
+    def unknown_words(prompt: str) -> tuple[str, ...]:
+        """The words of a prompt that say nothing to this model."""
+        return parse(prompt).unknown

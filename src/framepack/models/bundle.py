@@ -1,0 +1,105 @@
+"""A model with its codec and conditioner, loaded from a folder of safetensors.
+
+folder/framepack.json   the spec
+folder/transformer/     diffusers folder of the packed transformer
+folder/codec/           diffusers folder of the codec
+folder/conditioner/     diffusers folder of the conditioner
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from framepack.codecs.frame import FrameAutoencoder
+from framepack.conditioning.words import WordConditioner
+from framepack.errors import InputError, ModelError, UnknownNameError
+from framepack.models.spec import SPEC_FILE, ModelSpec
+from framepack.models.wan import PackedWanTransformer3DModel
+
+BUNDLED = Path(__file__).parent / "bundled"
+PARTS = {
+    "transformer": PackedWanTransformer3DModel,
+    "codec": FrameAutoencoder,
+    "conditioner": WordConditioner,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """Everything a run needs of a model. ``digest`` is the sha256 of its weights and configurations."""
+
+    spec: ModelSpec
+    transformer: PackedWanTransformer3DModel
+    codec: FrameAutoencoder
+    conditioner: WordConditioner
+    digest: str
+
+    def save(self, folder: Path) -> None:
+        """Write the folder described above."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in PARTS:
+            getattr(self, part).save_pretrained(folder / part)
+        self.spec.save(folder)
+
+
+def model_folder(name: str) -> Path:
+    """The folder that a name or path stands for.
+
+    Raises:
+        UnknownNameError: neither ``bundled`` nor a folder with a ``framepack.json``.
+    """
+    folder = BUNDLED if name == "bundled" else Path(name)
+    if not (folder / SPEC_FILE).is_file():
+        raise UnknownNameError("model", name, ["bundled", f"a folder with {SPEC_FILE}"])
+    return folder
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 over names and bytes of all weights and configurations of a model folder."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """``auto`` or None: CUDA, else MPS, else CPU.
+
+    Raises:
+        InputError: a device that this machine does not have.
+    """
+    if wanted in (None, "auto"):
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device '{wanted}' is not on this machine: use auto, cpu, cuda or mps") from None
+    return device
+
+
+def load_bundle(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
+    """Load a model folder.
+
+    Raises:
+        UnknownNameError: no such model. ModelError: a part that cannot be read.
+    """
+    folder = model_folder(name)
+    spec = ModelSpec.load(folder)
+    parts = {}
+    for part, kind in PARTS.items():
+        # The codec's convolutions are cheap, and rounding them would show.
+        precision = torch.float32 if part == "codec" else dtype
+        try:
+            module = kind.from_pretrained(folder / part, torch_dtype=precision, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"'{folder / part}' cannot be loaded: {reason}") from error
+        parts[part] = module.to(device).eval().requires_grad_(False)
+    return Bundle(spec=spec, digest=digest_of(folder), **parts)

@@ -1,0 +1,205 @@
+"""Wan's video transformer with packed context.
+
+Legend: B batch, C latent channels, T target frames, h w latent grid, D model width, n tokens of one
+level or of the target, L prompt tokens, d head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+
+from framepack.packing.context import EMPTY, PackedContext
+from framepack.packing.kernels import PatchKernels, pad_to_kernel
+from framepack.packing.rope import axis_dims, phases
+from framepack.packing.schedule import Kernel
+
+
+class PackedWanTransformer3DModel(WanTransformer3DModel):
+    """A Wan transformer whose sequence is [context levels, far to near | noisy target].
+
+    Args:
+        context_kernels: patchify kernels of the context, each with parameters of its own.
+        latent_channels: C, the channels of a clean latent (``out_channels`` of the base).
+        aligned: the target's input carries ``PackedContext.aligned`` behind the noisy channels.
+        prediction: what the output is: ``flow`` (noise minus data) or ``sample`` (the clean latent).
+        Others as in ``diffusers.WanTransformer3DModel``.
+    """
+
+    _cp_plan = None  # phases and tokens are concatenated here; Wan's own plan would split them one by one
+    _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm", "packing_kernels")
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, ...] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        context_kernels: tuple[Kernel, ...] = ((1, 2, 2), (2, 4, 4), (4, 8, 8)),
+        latent_channels: int = 16,
+        aligned: bool = False,
+        prediction: str = "flow",
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            image_dim=image_dim,
+            added_kv_proj_dim=added_kv_proj_dim,
+            rope_max_seq_len=rope_max_seq_len,
+            pos_embed_seq_len=pos_embed_seq_len,
+        )
+        width = num_attention_heads * attention_head_dim
+        self.packing_kernels = PatchKernels([tuple(k) for k in context_kernels], latent_channels, width)
+
+    @classmethod
+    def adopt(
+        cls, base: WanTransformer3DModel, kernels: tuple[Kernel, ...], *, prediction: str = "flow"
+    ) -> PackedWanTransformer3DModel:
+        """Give a base the packing kernels, initialised from its patch embedding.
+
+        The base's modules move across and are not copied. With empty context the result equals the
+        base bit for bit. A base whose input is 3C + 2 channels wide takes aligned conditioning.
+        """
+        config: dict[str, Any] = {k: v for k, v in base.config.items() if not k.startswith("_")}
+        channels = config["out_channels"]
+        aligned = config["in_channels"] == 3 * channels + 2
+        with init_empty_weights(include_buffers=False):
+            model = cls(
+                **config,
+                context_kernels=kernels,
+                latent_channels=channels,
+                aligned=aligned,
+                prediction=prediction,
+            )
+        for name, child in base.named_children():
+            setattr(model, name, child)
+        for name, parameter in base.named_parameters(recurse=False):
+            setattr(model, name, parameter)
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        model.packing_kernels = PatchKernels([tuple(k) for k in kernels], channels, width)
+        model.packing_kernels.to(base.patch_embedding.weight.device, base.patch_embedding.weight.dtype)
+        model.packing_kernels.initialise(base.patch_embedding)
+        return model.train(base.training)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        context: PackedContext = EMPTY,
+        encoder_hidden_states_image: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict for the target frames.
+
+        Args:
+            hidden_states: noisy latents (B, C, T, h, w).
+            timestep: (B,), sigma x 1000.
+            encoder_hidden_states: prompt tokens (B, L, text_dim).
+            positions: time index of each target frame (T,); None counts from 0.
+            context: clean latents, see ``PackedContext``.
+            encoder_hidden_states_image: image tokens of bases that have them.
+
+        Returns:
+            (B, C, T, h, w); ``config.prediction`` says of what.
+        """
+        frames, h, w = hidden_states.shape[2:]
+        if positions is None:
+            positions = torch.arange(frames)
+        if self.config.aligned:
+            assert context.aligned is not None, "this model needs the aligned channels"
+            hidden_states = torch.cat([hidden_states, context.aligned], dim=1)
+        base: Kernel = tuple(self.config.patch_size)
+        padded = pad_to_kernel(hidden_states, base)
+
+        tokens = [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
+        tokens.append(self.patch_embedding(padded).flatten(2).transpose(1, 2))
+        noisy = tokens[-1].shape[1]
+        x = torch.cat(tokens, dim=1).contiguous()
+        rotary = self._phases(positions, (h, w), base, context, x.device)
+
+        timestep = self._timesteps(timestep, x.shape[1], noisy, context)
+        per_token = timestep.ndim == 2
+        temb, timestep_proj, prompt, image = self.condition_embedder(
+            timestep.flatten(),
+            encoder_hidden_states,
+            encoder_hidden_states_image,
+            timestep_seq_len=x.shape[1] if per_token else None,
+        )
+        timestep_proj = timestep_proj.unflatten(-1, (6, -1))
+        if image is not None:
+            prompt = torch.concat([image, prompt], dim=1)
+
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, prompt, timestep_proj, rotary)
+            else:
+                x = block(x, prompt, timestep_proj, rotary)
+
+        x = x[:, -noisy:]
+        if per_token:
+            table = self.scale_shift_table.unsqueeze(0).to(temb.device) + temb[:, -noisy:].unsqueeze(2)
+            shift, scale = (part.squeeze(2) for part in table.chunk(2, dim=2))
+        else:
+            shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
+        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
+        x = self.proj_out(x)
+
+        counts = [size // k for size, k in zip(padded.shape[2:], base, strict=True)]
+        x = x.unflatten(2, (*base, -1)).unflatten(1, counts)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return x[:, :, :frames, :h, :w]
+
+    def _phases(
+        self,
+        positions: torch.Tensor,
+        grid: tuple[int, int],
+        base: Kernel,
+        context: PackedContext,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary cos and sin (1, n, 1, d) of the whole sequence."""
+        dims = axis_dims(self.config.attention_head_dim)
+        rows = []
+        for level in context.levels:
+            kernel: Kernel = tuple(k * p for k, p in zip(level.kernel, level.pool, strict=True))  # type: ignore[assignment]
+            rows.append(phases(level.positions, grid, kernel, base, dims))
+        rows.append(phases(positions, grid, base, base, dims))
+        cos, sin = (torch.cat(part)[None, :, None].to(device) for part in zip(*rows, strict=True))
+        return cos, sin
+
+    @staticmethod
+    def _timesteps(timestep: torch.Tensor, length: int, noisy: int, context: PackedContext) -> torch.Tensor:
+        """(B,) when history shares the noisy timestep, else (B, length)."""
+        if context.timestep is None or length == noisy:
+            return timestep
+        rows = timestep[:, None].repeat(1, length)
+        rows[:, :-noisy] = context.timestep
+        return rows

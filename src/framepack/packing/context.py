@@ -1,0 +1,150 @@
+"""What one section sees: clean latents of every level, gathered from the timeline.
+
+Legend: B batch, C latent channels, N frames of one level, T target frames, h w latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from framepack.packing.schedule import Kernel
+
+Fetch = Callable[[Sequence[int]], torch.Tensor]
+"""Timeline indices -> latents (B, C, len(indices), h, w)."""
+
+
+class LevelPlan(Protocol):
+    """The part of a planned context level that gathering reads."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+    @property
+    def frames(self) -> tuple[int | None, ...]: ...
+    @property
+    def positions(self) -> tuple[int, ...]: ...
+    @property
+    def pool(self) -> Kernel | None: ...
+    @property
+    def mean(self) -> bool: ...
+
+
+class SpanPlan(Protocol):
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+class SectionPlan(Protocol):
+    """The part of a planned section that packing reads."""
+
+    @property
+    def spans(self) -> Sequence[SpanPlan]: ...
+    @property
+    def context(self) -> Sequence[LevelPlan]: ...
+    @property
+    def past(self) -> Sequence[int | None]: ...
+    @property
+    def future(self) -> Sequence[int | None]: ...
+
+
+@dataclass(frozen=True)
+class ContextTensors:
+    """One level: latents (B, C, N, h, w), positions (N,) and the kernel that patchifies them.
+
+    ``pool`` says by how much the latents were shrunk beforehand, for the phases of their tokens.
+    """
+
+    latents: torch.Tensor
+    positions: torch.Tensor
+    kernel: Kernel
+    pool: Kernel = (1, 1, 1)
+
+
+@dataclass(frozen=True)
+class PackedContext:
+    """All levels, far to near; ``timestep`` None gives history the timestep of the noisy frames.
+
+    aligned: (B, 2C + 2, T, h, w), the nearest known frame on the past and on the future side of
+    every target frame, and for each whether it exists.
+    """
+
+    levels: tuple[ContextTensors, ...] = ()
+    aligned: torch.Tensor | None = None
+    timestep: float | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> PackedContext:
+        levels = tuple(
+            ContextTensors(x.latents.to(device, dtype), x.positions, x.kernel, x.pool) for x in self.levels
+        )
+        aligned = None if self.aligned is None else self.aligned.to(device, dtype)
+        return PackedContext(levels, aligned, self.timestep)
+
+
+EMPTY = PackedContext()
+
+
+def gather(levels: Sequence[LevelPlan], fetch: Fetch, template: torch.Tensor) -> tuple[ContextTensors, ...]:
+    """Latents for every planned level.
+
+    Absent frames (None) become zeros, as the released loops have them. ``template`` is any latent
+    (B, C, *, h, w), for shape and dtype.
+    """
+    wanted = sorted({f for level in levels for f in level.frames if f is not None})
+    known = dict(zip(wanted, fetch(wanted).unbind(2), strict=True)) if wanted else {}
+    zeros = torch.zeros_like(template[:, :, 0])
+    gathered = []
+    for level in levels:
+        latents = torch.stack([zeros if f is None else known[f] for f in level.frames], dim=2)
+        if level.mean:
+            latents = latents.mean(2, keepdim=True)
+        if level.pool:
+            latents = F.avg_pool3d(latents, level.pool, ceil_mode=True, count_include_pad=False)
+        positions = torch.tensor(level.positions)
+        gathered.append(ContextTensors(latents, positions, level.kernel, level.pool or (1, 1, 1)))
+    return tuple(gathered)
+
+
+def align(
+    spans: Sequence[int],
+    past: Sequence[int | None],
+    future: Sequence[int | None],
+    fetch: Fetch,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Condition channels at the place of each target token, as Wan image-to-video has them.
+
+    Args:
+        spans: lengths of the target's spans, T in all.
+        past, future: for each span the nearest context frame before and after it, or None.
+        fetch: gives latents by timeline index.
+        like: any latent (B, C, *, h, w), for shape and dtype.
+
+    Returns:
+        (B, 2C + 2, T, h, w): past latent, future latent, their two flags.
+    """
+    batch, channels, _, h, w = like.shape
+    parts = []
+    for length, *sides in zip(spans, past, future, strict=True):
+        blank = like.new_zeros(batch, channels, 1, h, w)
+        found = [blank if side is None else fetch([side]).to(like) for side in sides]
+        flags = [like.new_full((batch, 1, 1, h, w), float(side is not None)) for side in sides]
+        parts.append(torch.cat([*found, *flags], dim=1).expand(-1, -1, length, -1, -1))
+    return torch.cat(parts, dim=2)
+
+
+def pack(
+    section: SectionPlan, fetch: Fetch, template: torch.Tensor, *, aligned: bool, timestep: float | None
+) -> PackedContext:
+    """The whole context of a planned section; arguments as in ``gather``, ``align`` and ``PackedContext``."""
+    levels = gather(section.context, fetch, template)
+    channels = None
+    if aligned:
+        lengths = [span.stop - span.start for span in section.spans]
+        channels = align(lengths, section.past, section.future, fetch, template)
+    return PackedContext(levels, channels, timestep)

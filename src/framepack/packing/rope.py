@@ -1,0 +1,72 @@
+"""Rotary phases for tokens of any kernel, aligned with those of the base kernel.
+
+A large token covers several base tokens; its phase is the average of theirs (cos and sin pooled
+separately, Zhang and others 2025, "RoPE alignment"). The pooled phase is not a pure rotation, and
+released weights expect it so. Each axis owns its own part of the head dimension, so pooling the
+three axes one by one equals pooling the whole grid.
+
+Legend: n tokens, N frames, h w latent grid, d head dimension (d = d_t + d_h + d_w).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from framepack.packing.schedule import Kernel
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """(d_t, d_h, d_w) of Wan's rotary embedding: a third each, rounded to even, the rest to time."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def _axis(positions: torch.Tensor, dim: int, ratio: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (tokens, dim) of one axis, pooled over ``ratio`` base tokens with replicate padding."""
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64)[: dim // 2] / dim)
+    angles = torch.outer(positions.to("cpu", torch.float64), frequencies)
+    pooled = []
+    for table in (angles.cos(), angles.sin()):
+        table = table.float().repeat_interleave(2, dim=1)
+        short = -len(table) % ratio
+        if short:
+            table = torch.cat([table, table[-1:].expand(short, -1)])
+        pooled.append(table.unflatten(0, (-1, ratio)).mean(1) if ratio > 1 else table)
+    return pooled[0], pooled[1]
+
+
+def phases(
+    positions: torch.Tensor,
+    grid: tuple[int, int],
+    kernel: Kernel,
+    base: Kernel,
+    dims: tuple[int, int, int],
+    theta: float = 10000.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary cos and sin for the tokens of one level.
+
+    Args:
+        positions: time index of each of the N frames, any integers.
+        grid: (h, w) of the latents before padding.
+        kernel, base: patchify kernel of the level and of the base model.
+        dims: (d_t, d_h, d_w).
+
+    Returns:
+        cos, sin of shape (n, d), float32 on the CPU, each value twice (interleaved pairs), n in the
+        order time, height, width.
+    """
+    assert base[0] == 1, "time indices belong to single frames"
+    axes = [positions]
+    axes += [torch.arange(-(-size // b)) for size, b in zip(grid, base[1:], strict=True)]
+    ratios = [k // b for k, b in zip(kernel, base, strict=True)]
+    tables = [_axis(p, d, r, theta) for p, d, r in zip(axes, dims, ratios, strict=True)]
+    counts = [len(cos) for cos, _ in tables]
+    merged = []
+    for part in range(2):
+        views = []
+        for i, table in enumerate(tables):
+            shape = [1, 1, 1, -1]
+            shape[i] = counts[i]
+            views.append(table[part].view(shape).expand(*counts, -1))
+        merged.append(torch.cat(views, dim=-1).flatten(0, 2))
+    return merged[0], merged[1]

@@ -1,0 +1,54 @@
+"""Attention as three matrix products, for training on CPUs.
+
+PyTorch's fused CPU attention is slow backward in bfloat16 at a few hundred tokens; keeping the
+probabilities and a softmax backward of two passes is about a third faster for a whole block
+(benchmarks/attention.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class _ExplicitAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d)) v for (B, heads, n, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scale = q.shape[-1] ** -0.5
+        p = ((q * scale) @ k.transpose(-1, -2)).softmax(-1)
+        out = p @ v
+        ctx.save_for_backward(q, k, v, p, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v, p, out = ctx.saved_tensors
+        (grad,) = grads
+        scale = q.shape[-1] ** -0.5
+        grad_v = p.transpose(-1, -2) @ grad
+        # sum_j p_ij dp_ij = grad_i . out_i (Dao and others 2022, FlashAttention, appendix B)
+        delta = (grad.float() * out.float()).sum(-1, keepdim=True).to(p.dtype)
+        ds = (grad @ v.transpose(-1, -2)).sub_(delta).mul_(p)
+        return (ds @ k) * scale, ds.transpose(-1, -2) @ (q * scale), grad_v
+
+
+class ExplicitAttention(TorchFunctionMode):
+    """While active, unmasked ``scaled_dot_product_attention`` on the CPU is computed explicitly."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            q, k, v = (given[name] for name in names)
+            plain = (
+                given.get("attn_mask") is None and not given.get("is_causal") and not given.get("dropout_p")
+            )
+            if plain and q.device.type == "cpu":
+                return _ExplicitAttention.apply(q, k, v)
+        return func(*args, **kwargs)

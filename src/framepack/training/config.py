@@ -1,0 +1,79 @@
+"""The resolved configuration of one training run of a world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from framepack.data.latents import CacheConfig
+from framepack.packing.schedule import Kernel
+from framepack.training.draw import DrawConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Size of the packed transformer: ``heads`` x ``head_dim`` is its width."""
+
+    heads: int
+    head_dim: int
+    layers: int
+    ffn: int
+    base_kernel: Kernel
+    kernels: tuple[Kernel, ...]
+    prompt_width: int
+    prompt_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Sample prediction under flow matching.
+
+    Args:
+        shift: flow shift of logit-normal noise levels.
+        floor: the loss weight is 1 / max(sigma, floor)^2.
+        drop_prompt, drop_word: shares of prompts and of single words left out.
+        history_noise: largest noise on the context, in channel standard deviations; half of the samples
+            have none.
+    """
+
+    shift: float = 2.5
+    floor: float = 0.2
+    drop_prompt: float = 0.1
+    drop_word: float = 0.07
+    history_noise: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the weights.
+
+    Args:
+        steps: optimiser steps in all; the rate is constant, then falls linearly over the last ``decay``.
+        micro: clips of one draw. A step takes ``draws`` draws on each of ``processes`` processes.
+        ema: decay of the averaged weights, which are what is saved for use.
+        max_gap: largest gap between context frames that the methods keep, in latent frames.
+        section_size, trained: section size and names of the methods trained for.
+        save_every, sheet_every: in steps.
+    """
+
+    name: str
+    network: NetworkConfig
+    cache: CacheConfig
+    draw: DrawConfig = field(default_factory=DrawConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    section_size: int = 6
+    max_gap: int = 48
+    fps: float = 8.0
+    steps: int = 2400
+    processes: int = 2
+    draws: int = 2
+    micro: int = 8
+    rate: float = 2e-3
+    weight_decay: float = 0.02
+    decay: float = 0.6
+    warmup: int = 50
+    clip: float = 1.0
+    ema: float = 0.997
+    seed: int = 0
+    save_every: int = 100
+    device: str = "auto"
+    init: str | None = None

@@ -1,0 +1,115 @@
+"""bfloat16 weights with float32 masters, their optimisers, their average, and how these are stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+def is_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Block matrices take Muon; embeddings, kernels, norms and biases take AdamW."""
+    return parameter.ndim == 2 and "blocks." in name
+
+
+class Masters:
+    """Owns the float32 copy that optimisers change; the modules keep the precision they compute in.
+
+    Args:
+        modules: name -> module whose parameters are trained.
+        rate, weight_decay: of both optimisers.
+        ema: decay of the averaged weights.
+    """
+
+    def __init__(
+        self, modules: dict[str, nn.Module], *, rate: float, weight_decay: float, ema: float
+    ) -> None:
+        self.live = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        self.master = {n: p.detach().float().clone().requires_grad_() for n, p in self.live.items()}
+        self.average = {n: p.detach().clone() for n, p in self.master.items()}
+        self.rate, self.ema = rate, ema
+        matrices = [p for n, p in self.master.items() if is_matrix(n, p)]
+        others = [p for n, p in self.master.items() if not is_matrix(n, p)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+
+    def step(self, scale: float, clip: float) -> float:
+        """One update from the modules' gradients, averaged over processes; returns their norm before clipping.
+
+        ``scale`` multiplies the learning rate.
+        """
+        flat = torch.cat(
+            [
+                torch.zeros(p.numel()) if p.grad is None else p.grad.float().flatten()
+                for p in self.live.values()
+            ]
+        )
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        norm = flat.norm()
+        flat *= torch.clamp(clip / (norm + 1e-6), max=1.0)
+        parts = flat.split([p.numel() for p in self.live.values()])
+        for master, part in zip(self.master.values(), parts, strict=True):
+            master.grad = part.view_as(master)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * scale
+            optimiser.step()
+        with torch.no_grad():
+            for name, parameter in self.live.items():
+                parameter.copy_(self.master[name])
+                parameter.grad = None
+            torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - self.ema)
+        return float(norm)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        names = {id(p): n for n, p in self.master.items()}
+        state = {f"master/{n}": p.detach() for n, p in self.master.items()}
+        state |= {f"average/{n}": p for n, p in self.average.items()}
+        for optimiser in self.optimisers:
+            for parameter, slots in optimiser.state.items():
+                for key, value in slots.items():
+                    state[f"optimiser/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
+        return {n: t.contiguous() for n, t in state.items()}
+
+    def save(self, path: Path, step: int) -> None:
+        """Everything that the next step needs, replaced in one move."""
+        unfinished = path.with_suffix(".tmp")
+        save_file(self._state(), unfinished, metadata={"step": json.dumps(step)})
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> int:
+        """Continue from ``save``; returns the number of finished steps."""
+        with safe_open(path, "pt") as file:
+            step = json.loads(file.metadata()["step"])
+            held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        owner = {n: o for o in self.optimisers for g in o.param_groups for n in self._names(g["params"])}
+        with torch.no_grad():
+            for key, tensor in held.items():
+                kind, name = key.split("/")[:2]
+                if kind == "master":
+                    self.master[name].copy_(tensor)
+                    self.live[name].copy_(tensor)
+                elif kind == "average":
+                    self.average[name].copy_(tensor)
+                else:
+                    owner[name].state[self.master[name]][key.split("/")[2]] = tensor.to(
+                        self.master[name].device
+                    )
+        return step
+
+    def _names(self, parameters: list[torch.Tensor]) -> list[str]:
+        wanted = {id(p) for p in parameters}
+        return [n for n, p in self.master.items() if id(p) in wanted]

@@ -1,0 +1,106 @@
+"""Noise levels and solvers against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from framepack.errors import UnknownNameError
+from framepack.sampling.flow import balanced_shift, make_sigmas, shift_sigmas, to_data
+from framepack.sampling.section import sample_section
+from framepack.sampling.solvers import SOLVERS, euler, solver_named
+
+
+def test_balanced_shift_at_the_published_points():
+    """1,520 tokens a frame: about 2.0, 3.4, 5.7 for 1, 3, 5 frames, 7.0 from 6 on."""
+    found = [round(balanced_shift(1520 * frames), 1) for frames in (1, 3, 5, 6, 50)]
+    assert found == [2.0, 3.4, 5.7, 7.0, 7.0]
+    assert balanced_shift(256) == pytest.approx(math.exp(0.5))
+    assert balanced_shift(4096) == pytest.approx(math.exp(1.15))
+
+
+def test_sigmas_fall_from_one_to_zero_by_the_published_rule():
+    sigmas = make_sigmas(8, 3.0)
+    assert len(sigmas) == 9 and sigmas[0] == 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
+    middle = torch.tensor([0.3], dtype=torch.float64)
+    mu = math.log(3.0)
+    assert float(shift_sigmas(middle, 3.0)) == pytest.approx(math.exp(mu) / (math.exp(mu) + 1 / 0.3 - 1))
+
+
+def test_flow_and_sample_mean_the_same_data():
+    data, noise, sigma = torch.randn(3), torch.randn(3), 0.4
+    x = (1 - sigma) * data + sigma * noise
+    torch.testing.assert_close(to_data(noise - data, x, sigma, "flow"), data)
+    assert to_data(data, x, sigma, "sample") is data
+
+
+def gaussian(x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
+    """The exact denoiser for data ~ N(2, 0.5^2)."""
+    mean, variance = 2.0, 0.25
+    gain = (1 - sigma) * variance / ((1 - sigma) ** 2 * variance + sigma**2)
+    return mean + gain * (x - (1 - sigma) * mean)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_reach_the_exact_transport_of_a_gaussian(name):
+    """The flow carries noise z to 2 + 0.5 z."""
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 3, 3)
+    errors = [
+        float((SOLVERS[name](gaussian, noise, make_sigmas(steps, 1.0)) - (2 + 0.5 * noise)).abs().max())
+        for steps in (8, 64)
+    ]
+    assert errors[1] < errors[0] and errors[1] < 0.05
+
+
+def test_higher_order_is_better_at_few_steps():
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 3, 3)
+    error = {
+        n: float((f(gaussian, noise, make_sigmas(10, 1.0)) - 2 - 0.5 * noise).abs().max())
+        for n, f in SOLVERS.items()
+    }
+    assert error["unipc"] < error["euler"] / 2
+
+
+def test_unknown_solver_lists_the_choices():
+    with pytest.raises(UnknownNameError, match="euler, unipc"):
+        solver_named("rk45")
+
+
+class Recorder:
+    """Answers prompt means; counts its calls."""
+
+    class config:
+        prediction = "sample"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def cache_context(self, name):
+        import contextlib
+
+        return contextlib.nullcontext()
+
+    def __call__(self, hidden_states, timestep, encoder_hidden_states, positions, context):
+        self.calls += 1
+        return torch.full_like(hidden_states, float(encoder_hidden_states.mean()))
+
+
+@pytest.mark.parametrize(("guidance", "value", "calls"), [(1.0, 3.0, 4), (2.0, 5.0, 8)])
+def test_guidance_moves_away_from_the_negative_prompt(guidance, value, calls):
+    model, steps = Recorder(), []
+    out = sample_section(
+        model,
+        noise=torch.randn(1, 2, 1, 2, 2),
+        positions=torch.arange(1),
+        context=None,
+        prompt=torch.full((1, 2, 2), 3.0),
+        negative=torch.full((1, 2, 2), 1.0),
+        guidance=guidance,
+        sigmas=make_sigmas(4, 2.0),
+        solver=euler,
+        on_step=lambda done, total: steps.append((done, total)),
+    )
+    torch.testing.assert_close(out, torch.full_like(out, value))
+    assert model.calls == calls and steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
