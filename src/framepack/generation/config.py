@@ -1,0 +1,110 @@
+"""The resolved configuration of a run: everything that decides its latents, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from framepack.errors import InputError
+from framepack.generation.hashing import hash_json
+from framepack.generation.request import GenerateRequest, Selection
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from framepack.models.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Two requests that come to the same configuration are the same run.
+
+    Attributes:
+        model, model_digest: name, and sha256 of weights and configurations.
+        method: ``Method.to_json``.
+        frames, fps, height, width: of the finished video, pixels.
+        seed, steps, guidance, solver: of sampling. shift: fixed flow shift; None for the balanced rule.
+        image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
+        device, dtype: other devices and precisions round differently.
+    """
+
+    model: str
+    model_digest: str
+    method: dict[str, Any]
+    frames: int
+    fps: float
+    height: int
+    width: int
+    seed: int
+    steps: int
+    guidance: float
+    solver: str
+    shift: float | None
+    prompt: str
+    negative_prompt: str
+    image: str | None
+    device: str
+    dtype: str
+
+    @property
+    def job(self) -> str:
+        """Short hash of all of it: the name of the run."""
+        return hash_json(self.to_json(), 12)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+        """The inverse of ``to_json``; a key that is missing or too many is an InputError."""
+        names = {field.name for field in fields(cls)}
+        if names != set(data):
+            wrong = ", ".join(sorted(names ^ set(data)))
+            raise InputError(f"a run's configuration has other keys ({wrong}): it is of another version")
+        return cls(**data)
+
+    def sampling(self) -> dict[str, Any]:
+        """What every section is made with: part of each section's key.
+
+        Length, prompt and picture are not in it: a section depends on them only through its own
+        row of the plan, its prompt and its context.
+        """
+        elsewhere = {"model", "frames", "fps", "seed", "prompt", "image"}
+        return {name: value for name, value in self.to_json().items() if name not in elsewhere}
+
+
+def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> RunConfig:
+    """The configuration that a request and its selection come to with a loaded model."""
+    spec = bundle.spec
+    parameter = next(bundle.transformer.parameters())
+    return RunConfig(
+        model=spec.name,
+        model_digest=bundle.digest,
+        method=selection.method.to_json(),
+        frames=selection.timeline.frames,
+        fps=selection.timeline.fps,
+        height=selection.size[0],
+        width=selection.size[1],
+        seed=request.seed,
+        steps=spec.steps if request.steps is None else request.steps,
+        guidance=float(spec.guidance if request.guidance is None else request.guidance),
+        solver=spec.solver,
+        shift=spec.shift,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        image=None if selection.picture is None else picture_digest(selection.picture),
+        device=parameter.device.type,
+        dtype=dtype_name(parameter.dtype),
+    )
+
+
+def picture_digest(picture: Image) -> str:
+    """sha256 of a picture's size and RGB bytes."""
+    import hashlib
+
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,56 @@
+"""Latents of a finished run -> frames, each latent decoded once, in order of time.
+
+Legend: C latent channels, N latents decoded together, h w latent grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from framepack.planning.timeline import Timeline
+
+CHUNK = 8
+"""Latents decoded together by a codec that knows no time: memory stays flat however long the video."""
+
+
+class Decoder(Protocol):
+    """What decoding asks of a codec: latents (1, C, N, h, w) -> pixels (1, 3, frames, H, W) in [-1, 1]."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+
+def decode_frames(
+    codec: Decoder,
+    fetch: Callable[[Sequence[int]], torch.Tensor],
+    timeline: Timeline,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[np.ndarray]:
+    """Yield exactly ``timeline.frames`` frames, uint8 (H, W, 3).
+
+    Args:
+        fetch: timeline indices -> latents (1, C, N, h, w), any device.
+        device, dtype: of the codec.
+    """
+    # A codec with a temporal stride looks across latents and has to see them together.
+    chunk = CHUNK if timeline.stride == 1 else timeline.latent_frames
+    left = timeline.frames
+    for start in range(0, timeline.latent_frames, chunk):
+        indices = range(start, min(start + chunk, timeline.latent_frames))
+        with torch.inference_mode():
+            pixels = codec.decode(fetch(indices).to(device, dtype))
+            frames = to_uint8(pixels[0]).cpu().numpy()
+        yield from frames[:left]
+        left -= len(frames)
+    assert left <= 0, f"the codec gave {-left} frames too few"
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """(3, N, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
+    return (
+        ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+    )

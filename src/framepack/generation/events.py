@@ -1,0 +1,102 @@
+"""What a run says while it works: typed, frozen events.
+
+The command line, the web page, the HTTP API and evaluation see a run only through these. Indices of
+sections and steps count from 0, in the order of generation; latent frames in the order of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The run folder is open and locked.
+
+    Attributes:
+        job: short hash of the resolved configuration.
+        frames, latent_frames, fps, sections, steps: what will be made; ``steps`` per section.
+        context_tokens: tokens of context that the last section generated sees.
+        stored: sections with a record in the folder, which are reused where what made them is unchanged.
+    """
+
+    job: str
+    frames: int
+    latent_frames: int
+    fps: float
+    sections: int
+    steps: int
+    context_tokens: int
+    stored: int
+    out: Path
+    workdir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One denoising step of one section is done."""
+
+    section: int
+    sections: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionFinished:
+    """A section is on disk.
+
+    Attributes:
+        frames: latent frames it wrote.
+        latents: its safetensors file, tensor ``latents`` (C, T, h, w).
+        cached: it was there from an earlier run.
+        seconds: time spent on it now; 0 when cached.
+    """
+
+    section: int
+    sections: int
+    frames: tuple[int, ...]
+    latents: Path
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """All latents are pixels, each decoded once, and the video file is written."""
+
+    frames: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The video is at ``out``.
+
+    Attributes:
+        config: JSON of the resolved configuration, beside the video.
+        cached: everything was there already and nothing was done.
+        seconds: time by stage of this run: ``prepare``, ``sample``, ``store``, ``decode``.
+        peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
+    """
+
+    out: Path
+    config: Path
+    frames: int
+    fps: float
+    sections: int
+    context_tokens: int
+    cached: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+
+
+Event = Started | Step | SectionFinished | Decoded | Finished
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """The event as JSON, its name under ``event``; paths become strings."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}
+    return {"event": type(event).__name__, **values}

@@ -1,0 +1,107 @@
+"""One section of a run: what it is made of, and its latents.
+
+Legend: C latent channels, T frames of the section, h w latent grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from framepack.generation.clock import Clock
+from framepack.generation.config import RunConfig
+from framepack.generation.hashing import hash_json, section_seed
+from framepack.generation.store import Edit, RunStore
+from framepack.models.bundle import Bundle
+from framepack.packing.context import pack
+from framepack.planning.sections import Section
+from framepack.sampling.flow import balanced_shift, make_sigmas
+from framepack.sampling.section import sample_section
+from framepack.sampling.solvers import solver_named
+
+OnStep = Callable[[int, int], None]
+
+
+def section_key(config: RunConfig, section: Section, edit: Edit, store: RunStore) -> str:
+    """Hash of all that makes a section: its row, noise, prompt, weights, sampling and context latents."""
+    sides = (frame for frame in (*section.past, *section.future) if frame is not None)
+    seen = {*section.context_frames, *sides}
+    return hash_json(
+        {
+            "sampling": config.sampling(),
+            "row": section_row(section),
+            "noise": section_seed(config.seed, section.index, edit.take),
+            "prompt": config.prompt if edit.prompt is None else edit.prompt,
+            "context": {str(frame): store.reference(frame) for frame in seen},
+        }
+    )
+
+
+def section_row(section: Section) -> dict[str, Any]:
+    """A settled section as JSON: what was chosen stands in its levels, what it was chosen from nowhere."""
+    return {name: value for name, value in section.to_json().items() if name != "candidates"}
+
+
+class SectionMaker:
+    """Makes the sections of one run; prompts are encoded once."""
+
+    def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock) -> None:
+        self.config, self.bundle, self.clock = config, bundle, clock
+        parameter = next(bundle.transformer.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._prompts: dict[str, torch.Tensor] = {}
+
+    def make(self, section: Section, edit: Edit, store: RunStore, on_step: OnStep) -> torch.Tensor:
+        """Latents (C, T, h, w), float32, of a section whose context is on the timeline of ``store``.
+
+        ``on_step`` is told (finished steps, all steps).
+        """
+        config, model = self.config, self.bundle.transformer
+        with self.clock("pack"):
+            noise = self._noise(section, edit)
+            context = pack(
+                section,
+                store.fetch,
+                noise,
+                aligned=model.config.aligned,
+                timestep=0.0 if config.method["history_timestep"] == "zero" else None,
+            ).to(self.device, self.dtype)
+            prompt = self._encode(config.prompt if edit.prompt is None else edit.prompt)
+            negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
+        with self.clock("sample"):
+            latents = sample_section(
+                model,
+                noise=noise.to(self.device),
+                positions=torch.tensor(section.positions),
+                context=context,
+                prompt=prompt,
+                negative=negative,
+                guidance=config.guidance,
+                sigmas=self._sigmas(noise),
+                solver=solver_named(config.solver),
+                on_step=on_step,
+            )
+            return latents[0].float().cpu()
+
+    def _noise(self, section: Section, edit: Edit) -> torch.Tensor:
+        """(1, C, T, h, w), float32, drawn on the CPU: the same on every device."""
+        spec = self.bundle.spec
+        grid = (self.config.height // spec.spatial_stride, self.config.width // spec.spatial_stride)
+        generator = torch.Generator().manual_seed(section_seed(self.config.seed, section.index, edit.take))
+        return torch.randn(1, spec.latent_channels, len(section.frames), *grid, generator=generator)
+
+    def _sigmas(self, noise: torch.Tensor) -> torch.Tensor:
+        kernel = self.bundle.spec.base_kernel
+        tokens = math.prod(-(-size // k) for size, k in zip(noise.shape[2:], kernel, strict=True))
+        shift = balanced_shift(tokens) if self.config.shift is None else self.config.shift
+        return make_sigmas(self.config.steps, shift)
+
+    @torch.inference_mode()
+    def _encode(self, prompt: str) -> torch.Tensor:
+        if prompt not in self._prompts:
+            embeds = self.bundle.conditioner.encode([prompt])
+            self._prompts[prompt] = embeds.to(self.device, self.dtype)
+        return self._prompts[prompt]

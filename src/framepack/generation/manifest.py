@@ -1,0 +1,224 @@
+"""The append-only log of a run folder.
+
+``manifest.jsonl`` holds one JSON object a line. The first line is the header (version and resolved
+configuration); every further one is a record, appended and synced after what it speaks of is on
+disk. A process may die at any moment: a last line without its line feed, or one that is no JSON, is
+as if it had never been written, and the next process to open the log cuts it off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from framepack.errors import OutputError, RunConflictError
+
+VERSION = 1
+NAME = "manifest.jsonl"
+LOCK = "lock"
+OWN = frozenset({NAME, LOCK, "latents", f"{NAME}.part"})
+"""Names that a run folder may hold before its log exists."""
+
+Record = dict[str, Any]
+
+
+def read_log(folder: Path) -> tuple[Record | None, list[Record], int]:
+    """Read a log without locking or changing it.
+
+    Returns:
+        The header, or None where there is no log; the records; the bytes that are good.
+
+    Raises:
+        RunConflictError: a line other than the last is damaged, or the version is not ours.
+    """
+    path = folder / NAME
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None, [], 0
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read ({error.strerror}): choose another --workdir") from error
+    rows: list[Record] = []
+    good = 0
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is None:
+            if number == len(lines):
+                break
+            raise RunConflictError(f"'{path}' is damaged in line {number}: choose another --workdir")
+        rows.append(row)
+        good += len(line)
+    if not rows:
+        return None, [], 0
+    header = rows[0]
+    if header.get("version") != VERSION or not isinstance(header.get("config"), dict):
+        raise RunConflictError(
+            f"'{path}' has version {header.get('version')}, this framepack reads {VERSION}: "
+            "choose another --workdir"
+        )
+    return header, rows[1:], good
+
+
+def _parse(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def check_folder(folder: Path, config: Mapping[str, Any]) -> list[Record]:
+    """Say whether a run of ``config`` may use ``folder``, writing nothing; gives the records there.
+
+    Raises:
+        RunConflictError: it holds another configuration, or somebody else's files.
+        OutputError: it is not a folder.
+    """
+    header, records, _ = read_log(folder)
+    if header is None:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"work folder '{folder}' is a file: choose another --workdir")
+        foreign = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        foreign = [name for name in foreign if name not in OWN]
+        if foreign:
+            raise RunConflictError(
+                f"work folder '{folder}' holds other files ('{foreign[0]}'): choose an empty one as --workdir"
+            )
+        return []
+    theirs, ours = header["config"], json.loads(json.dumps(dict(config)))
+    if theirs != ours:
+        names = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
+        shown = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours.get(n))}" for n in names[:3])
+        raise RunConflictError(
+            f"work folder '{folder}' belongs to another configuration ({shown}): choose another --workdir"
+        )
+    return records
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+class Manifest:
+    """The log of one folder, held under an exclusive lock until closed.
+
+    Raises:
+        RunConflictError, OutputError: see ``check_folder``; also when another process holds the lock.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        check_folder(folder, config)  # before anything is created
+        self.folder = folder
+        self.records: list[Record] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+            try:
+                self._open(config)
+            except BaseException:
+                os.close(self._lock)
+                raise
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise unwritable(folder, error) from error
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self.records = check_folder(self.folder, config)  # again: now nobody else can change it
+        header, _, good = read_log(self.folder)
+        path = self.folder / NAME
+        if header is None:
+            line = _line({"version": VERSION, "config": dict(config)})
+            write_file(path, line)
+            good = len(line)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        if os.fstat(self._file).st_size != good:
+            os.ftruncate(self._file, good)
+            os.fsync(self._file)
+
+    def append(self, record: Record) -> None:
+        """Add a record; on return it is on disk."""
+        size = os.fstat(self._file).st_size
+        try:
+            _write_all(self._file, _line(record))
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, size)  # a full disk may have taken half a line
+            raise unwritable(self.folder / NAME, error) from error
+        self.records.append(record)
+
+    def close(self) -> None:
+        os.close(self._file)
+        os.close(self._lock)  # releases the lock; the lock file stays, for removing it would race
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise RunConflictError(
+            f"work folder '{folder}' is in use by process {owner}: wait for it or choose another --workdir"
+        ) from error
+    except OSError:
+        os.close(handle)
+        raise
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return handle
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or not there: temp file, sync, rename, sync."""
+    part = path.with_name(f"{path.name}.part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The error a user sees when a write fails half way; finished sections stay."""
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"'{path}' cannot be written ({reason}): make room, then run the same command again")
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record, sort_keys=True, allow_nan=False) + "\n").encode()

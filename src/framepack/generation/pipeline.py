@@ -1,0 +1,91 @@
+"""The front door: a request in, events and a video out."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from framepack.generation.config import RunConfig, resolve
+from framepack.generation.places import Places
+from framepack.generation.request import GenerateRequest, Selection, select
+from framepack.generation.run import PreparedRun
+from framepack.models.bundle import Bundle, load_bundle, model_folder, pick_device
+from framepack.models.spec import ModelSpec
+
+LOW_PSNR = 25.0
+"""dB below which a picture has visibly lost something in the codec."""
+
+
+def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedRun:
+    """Check a request and load what it needs; nothing is written.
+
+    What can be refused without weights is refused before they are loaded.
+
+    Args:
+        bundle: a loaded model, in place of ``request.model``, ``device`` and ``dtype``.
+
+    Raises:
+        InputError, ModelError, OutputError: see ``select``, ``load_bundle`` and ``Places.check``.
+    """
+    begun = time.perf_counter()
+    spec = ModelSpec.load(model_folder(request.model)) if bundle is None else bundle.spec
+    selection = select(request, spec)
+    if bundle is None:
+        device = pick_device(request.device)
+        bundle = load_bundle(request.model, device, pick_dtype(request.dtype, device))
+    config = resolve(request, selection, bundle)
+    places = Places.of(config.job, request.out, request.workdir)
+    places.check(config, overwrite=request.overwrite)
+    known, faults = encode_picture(selection, bundle)
+    return PreparedRun(
+        config=config,
+        method=selection.method,
+        plan=selection.plan,
+        context_tokens=selection.context_tokens,
+        bundle=bundle,
+        known=known,
+        places=places,
+        overwrite=request.overwrite,
+        warnings=(*prompt_warnings(config, bundle), *faults),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 on CUDA, float32 elsewhere."""
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, wanted)
+
+
+@torch.inference_mode()
+def encode_picture(selection: Selection, bundle: Bundle) -> tuple[dict[int, torch.Tensor], list[str]]:
+    """The start image as the latent (C, h, w) of frame 0, and a warning where the codec can't hold it."""
+    if selection.picture is None:
+        return {}, []
+    import numpy as np
+
+    parameter = next(bundle.codec.parameters())
+    pixels = torch.from_numpy(np.asarray(selection.picture, dtype=np.float32) / 127.5 - 1)
+    video = pixels.permute(2, 0, 1)[None, :, None].to(parameter.device, parameter.dtype)
+    latents = bundle.codec.encode(video)
+    error = (bundle.codec.decode(latents).float() - video.float()).square().mean().item()
+    psnr = 10 * np.log10(4 / max(error, 1e-12))
+    faults = []
+    if psnr < LOW_PSNR:
+        faults.append(
+            f"the picture comes out of the model's codec at {psnr:.1f} dB PSNR, below {LOW_PSNR:g}: "
+            "it will look simplified; pictures like those it was trained on come out sharper"
+        )
+    return {0: latents[0, :, 0].float().cpu()}, faults
+
+
+def prompt_warnings(config: RunConfig, bundle: Bundle) -> list[str]:
+    """Words of the prompts that the model does not know, with those it does."""
+    unknown = [*bundle.conditioner.unknown_words(config.prompt)]
+    unknown += [w for w in bundle.conditioner.unknown_words(config.negative_prompt) if w not in unknown]
+    if not unknown:
+        return []
+    words = ", ".join(bundle.conditioner.config.words)
+    return [f"words the model does not know: {', '.join(unknown)}. It knows: {words}"]

@@ -1,0 +1,100 @@
+"""Where a run writes, and whether it may."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framepack import __version__
+from framepack.errors import OutputError
+from framepack.generation.config import RunConfig
+from framepack.generation.hashing import hash_file
+from framepack.generation.manifest import check_folder, unwritable, write_file
+from framepack.generation.store import output_digests
+from framepack.video.io import check_output
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """``out`` the video, ``config`` its resolved configuration beside it, ``workdir`` the run folder."""
+
+    out: Path
+    config: Path
+    workdir: Path
+
+    @classmethod
+    def of(cls, job: str, out: Path | None = None, workdir: Path | None = None) -> Places:
+        """``outputs/{job}.mp4`` and the folder ``{job}`` beside the video, unless given."""
+        out = OUTPUTS / f"{job}.mp4" if out is None else Path(out)
+        workdir = out.parent / job if workdir is None else Path(workdir)
+        return cls(out=out, config=out.with_suffix(".json"), workdir=workdir)
+
+    def check(self, config: RunConfig, *, overwrite: bool) -> None:
+        """Say whether the run may write to these places, writing nothing.
+
+        Raises:
+            OutputError: a place that cannot be written; a file of another origin at ``out`` or beside
+                it, unless ``overwrite``.
+            RunConflictError: a run folder of another configuration.
+        """
+        check_output(self.out, overwrite=True)
+        records = check_folder(self.workdir, config.to_json())
+        probe(self.workdir)
+        if overwrite:
+            return
+        if self.out.exists() and hash_file(self.out) not in output_digests(records):
+            raise OutputError(
+                f"'{self.out}' exists and is not of this run: choose another --out or add --overwrite"
+            )
+        if self.config.exists() and self._configuration() != config.to_json():
+            raise OutputError(
+                f"'{self.config}' exists and is not of this run: choose another --out or add --overwrite"
+            )
+
+    def _configuration(self) -> Any:
+        try:
+            found = json.loads(self.config.read_bytes())
+            return found["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the configuration beside the video; nothing when it is there already."""
+        if self._configuration() != config.to_json():
+            try:
+                write_file(
+                    self.config, (json.dumps(settings(config), indent=2, ensure_ascii=False) + "\n").encode()
+                )
+            except OSError as error:
+                raise unwritable(self.config, error) from error
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What is told about a video, in its JSON and in the metadata of its MP4."""
+    return {"framepack": __version__, "job": config.job, "config": config.to_json()}
+
+
+def probe(folder: Path) -> None:
+    """Say whether files could be written in ``folder``, which need not exist; leaves nothing behind.
+
+    Raises:
+        OutputError: they could not.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise OutputError(f"work folder '{folder}' cannot be made: '{nearest}' is not a folder")
+    try:
+        # Permission bits say little (root, read-only mounts): only trying tells.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = error.strerror or os.strerror(error.errno or 0)
+        raise OutputError(f"work folder '{folder}' cannot be written ({reason}): choose another") from error

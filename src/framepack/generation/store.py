@@ -1,0 +1,214 @@
+"""The folder of one run: latents on disk, and which of them fill the timeline.
+
+    {workdir}/manifest.jsonl            what was made, see manifest.py
+    {workdir}/latents/{key}.safetensors tensor ``latents`` (C, T, h, w) of one section
+
+A section's key is the hash of all that made it, the hashes of its context latents included. So
+nothing is ever invalidated: a section made anew gives its successors other keys, and they are made
+anew in turn, while what does not see it keeps its key and is taken from disk. The file is on disk
+before its record; a file without a record does not count.
+
+Legend: C latent channels, T frames of one section, N frames asked for, h w latent grid.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from framepack.errors import InputError
+from framepack.generation.hashing import hash_json, hash_tensor
+from framepack.generation.manifest import Manifest, Record, unwritable, write_file
+
+FOLDER = "latents"
+CACHE = 160
+"""Latent frames kept in memory, however long the video: a section's context and what it is chosen from."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Latents on disk: those of one section, or of frames known from the start (``section`` None).
+
+    Attributes:
+        key: hash of what made them, and the name of their file.
+        frames: their timeline indices, in the order of the tensor's T axis.
+        digest: hash of dtype, shape and bytes of the tensor.
+    """
+
+    key: str
+    section: int | None
+    frames: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a user changed about one section: another take of its noise, another prompt."""
+
+    take: int = 0
+    prompt: str | None = None
+
+
+class RunStore:
+    """One run folder, open and locked.
+
+    Raises:
+        RunConflictError: the folder belongs to another configuration or process.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = Manifest(folder, config)
+        self._stored: dict[str, Stored] = {}
+        self._timeline: dict[int, tuple[Stored, int]] = {}
+        self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        try:
+            (folder / FOLDER).mkdir(exist_ok=True)
+            for part in (folder / FOLDER).glob("*.part"):
+                part.unlink()
+        except OSError as error:
+            self.manifest.close()
+            raise unwritable(folder, error) from error
+        self.edits: dict[int, Edit] = {}
+        for record in self.manifest.records:
+            self._replay(record)
+
+    def _replay(self, record: Record) -> None:
+        if record["kind"] == "latents":
+            stored = Stored(record["key"], record["section"], tuple(record["frames"]), record["digest"])
+            self._stored[stored.key] = stored
+        elif record["kind"] == "edit":
+            self.edits[record["section"]] = Edit(record["take"], record["prompt"])
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.manifest.close()
+
+    # --- sections ---
+
+    @property
+    def sections(self) -> int:
+        """Different sections with at least one record."""
+        return len({stored.section for stored in self._stored.values()} - {None})
+
+    def path(self, key: str) -> Path:
+        return self.folder / FOLDER / f"{key}.safetensors"
+
+    def find(self, key: str) -> Stored | None:
+        """The latents made under this key, if their file is there, whole and unaltered."""
+        stored = self._stored.get(key)
+        if stored is None:
+            return None
+        try:
+            whole = hash_tensor(load_file(self.path(key))["latents"]) == stored.digest
+        except (OSError, SafetensorError, KeyError):
+            whole = False
+        return stored if whole else None
+
+    def add(
+        self,
+        key: str,
+        section: int | None,
+        frames: Sequence[int],
+        latents: torch.Tensor,
+        made: Record | None = None,
+    ) -> Stored:
+        """Put latents (C, T, h, w) on disk, then on record.
+
+        Args:
+            made: what else the record should tell (take, prompt, chosen context, seconds).
+
+        Raises:
+            OutputError: the disk is full or gone; the folder is as it was before.
+        """
+        latents = latents.detach().cpu().contiguous()
+        assert latents.shape[1] == len(frames), (tuple(latents.shape), len(frames))
+        stored = Stored(key, section, tuple(frames), hash_tensor(latents))
+        try:
+            write_file(self.path(key), save({"latents": latents}))
+        except OSError as error:
+            raise unwritable(self.path(key), error) from error
+        record = {"kind": "latents", "key": key, "section": section, "frames": list(frames)}
+        self.manifest.append({**(made or {}), **record, "digest": stored.digest})
+        self._stored[key] = stored
+        return stored
+
+    def redo(self, section: int, sections: int, prompt: str | None = None) -> Edit:
+        """Have a section made anew by the next run, with new noise and, if given, another prompt.
+
+        Raises:
+            InputError: there is no such section.
+        """
+        if not 0 <= section < sections:
+            raise InputError(f"section {section} does not exist: choose one of 0 to {sections - 1}")
+        old = self.edits.get(section, Edit())
+        edit = Edit(old.take + 1, old.prompt if prompt is None else prompt)
+        self.manifest.append({"kind": "edit", "section": section, "take": edit.take, "prompt": edit.prompt})
+        self.edits[section] = edit
+        return edit
+
+    # --- the timeline ---
+
+    def place(self, stored: Stored) -> None:
+        """Let these latents fill their frames of the timeline, over whatever filled them before."""
+        for offset, frame in enumerate(stored.frames):
+            self._timeline[frame] = (stored, offset)
+
+    def reference(self, frame: int) -> str:
+        """Identity of the latent at a timeline index: equal when its bytes are."""
+        stored, offset = self._timeline[frame]
+        return f"{stored.digest}:{offset}"
+
+    def fetch(self, frames: Sequence[int]) -> torch.Tensor:
+        """Latents at timeline indices, (1, C, N, h, w), on the CPU, in the dtype they were stored in.
+
+        Only these frames are read; ``CACHE`` of them stay in memory.
+        """
+        return torch.stack([self._frame(*self._timeline[frame]) for frame in frames], dim=1)[None]
+
+    def _frame(self, stored: Stored, offset: int) -> torch.Tensor:
+        key = (stored.key, offset)
+        if key not in self._cache:
+            with safe_open(str(self.path(stored.key)), framework="pt") as file:
+                part = file.get_slice("latents")[:, offset : offset + 1]
+            self._cache[key] = part[:, 0].clone()
+        self._cache.move_to_end(key)
+        while len(self._cache) > CACHE:
+            self._cache.popitem(last=False)
+        return self._cache[key]
+
+    # --- the video ---
+
+    def chain(self, sections: Sequence[Stored]) -> str:
+        """Identity of a whole video's latents."""
+        return hash_json([stored.digest for stored in sections])
+
+    def record_output(self, chain: str, digest: str) -> None:
+        """Note the hash of a video file before it takes its name, so that it is known as ours after."""
+        self.manifest.append({"kind": "output", "chain": chain, "digest": digest})
+
+
+def output_digests(records: Sequence[Record]) -> list[str]:
+    """Hashes of the video files that a run folder has made, oldest first."""
+    return [record["digest"] for record in records if record["kind"] == "output"]
+
+
+def finished_digest(records: Sequence[Record]) -> str | None:
+    """Hash of the finished video, when nothing was recorded after it."""
+    return records[-1]["digest"] if records and records[-1]["kind"] == "output" else None
