@@ -9,7 +9,7 @@ from framepack.training.config import NetworkConfig, TrainConfig
 
 
 def bundled(codec: str) -> TrainConfig:
-    """For two CPU cores. ``codec`` is the digest of the codec's weights, which the latent cache belongs to."""
+    """For two CPU cores. ``codec`` is the digest of the codec whose latents are cached."""
     return TrainConfig(
         name="bundled",
         network=NetworkConfig(

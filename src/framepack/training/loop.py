@@ -172,9 +172,8 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 left = (config.steps - step - 1) / pace / 60
-                report(
-                    f"step {step + 1}/{config.steps} loss {row['loss']:.4f} {pace:.2f} steps/s, {left:.0f} min left"
-                )
+                loss_now = f"loss {row['loss']:.4f}, {pace:.2f} steps/s, {left:.0f} min left"
+                report(f"step {step + 1}/{config.steps} {loss_now}")
             if rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
                 masters.save(state, step + 1)
                 save_average(out / "model", config, codec, masters, methods)

@@ -45,7 +45,7 @@ class Masters:
         ]
 
     def step(self, scale: float, clip: float) -> float:
-        """One update from the modules' gradients, averaged over processes; returns their norm before clipping.
+        """One update from the gradients averaged over processes; returns their norm before clipping.
 
         ``scale`` multiplies the learning rate.
         """

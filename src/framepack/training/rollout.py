@@ -1,4 +1,4 @@
-"""Whole videos made in memory, many at a time: for held-out checks and for histories made by the model itself.
+"""Whole videos made in memory, many at a time: for checks, and for histories of the model's own making.
 
 Legend: B videos of one plan, C latent channels, F latent frames of the timeline, h w latent grid.
 """
