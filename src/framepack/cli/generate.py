@@ -1,0 +1,168 @@
+"""``framepack generate``: make a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from framepack.cli import options
+from framepack.cli.options import HOW, WHAT, WHERE
+from framepack.errors import InputError
+
+if TYPE_CHECKING:
+    from framepack.generation.events import Finished
+
+SHEET_FRAMES, SHEET_COLUMNS = 15, 5
+
+
+def generate(
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="What happens.", show_default=False, rich_help_panel=WHAT)
+    ],
+    image: options.Image = None,
+    seconds: options.Seconds = None,
+    frames: options.Frames = None,
+    size: options.Size = "auto",
+    negative_prompt: Annotated[
+        str, typer.Option("--negative-prompt", help="What must not be seen.", rich_help_panel=WHAT)
+    ] = "",
+    method: options.Method = None,
+    schedule: options.Schedule = None,
+    untrained: options.Untrained = False,
+    model: options.Model = "bundled",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", rich_help_panel=HOW)] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            help="Denoising steps per section.",
+            show_default="the model's",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="Strength of the prompt; 1 is none.",
+            show_default="the model's",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=HOW)
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel=HOW)
+    ] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The video, an .mp4.",
+            show_default="outputs/JOB.mp4",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(
+            "--workdir",
+            help="Folder of finished sections, for resuming.",
+            show_default="beside the video",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet",
+            help="Also write a contact sheet of the video, a .png.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Make a video from a picture and a prompt, or from a prompt alone.
+
+    The same command again resumes where it was stopped. A finished one says so and does nothing.
+    """
+    from framepack.cli.outputs import check_png
+    from framepack.cli.progress import Progress
+    from framepack.generation.events import Finished
+    from framepack.generation.pipeline import prepare
+    from framepack.generation.request import GenerateRequest
+
+    if sheet is not None:
+        check_png(sheet, overwrite=overwrite)
+    request = GenerateRequest(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        image=image,
+        seconds=seconds,
+        frames=frames,
+        size=size,
+        method=method,
+        schedule=schedule,
+        untrained=untrained,
+        model=model,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        device=device,
+        dtype=dtype,
+        out=out,
+        workdir=workdir,
+        overwrite=overwrite,
+    )
+    finished: Finished | None = None
+    with Progress() as progress:
+        run = prepare(request)
+        for warning in run.warnings:
+            progress.warn(warning)
+        for event in run.events():
+            progress.show(event)
+            if isinstance(event, Finished):
+                finished = event
+    assert finished is not None, "a run ends with Finished or an error"
+    if sheet is not None:
+        write_sheet(finished.out, sheet, title=prompt)
+    progress.done(finished, sheet)
+    if as_json:
+        typer.echo(json.dumps(summary(finished)))
+
+
+def summary(finished: Finished) -> dict[str, object]:
+    """The line that ``--json`` prints."""
+    return {
+        "out": str(finished.out),
+        "config": str(finished.config),
+        "frames": finished.frames,
+        "fps": finished.fps,
+        "sections": finished.sections,
+        "context_tokens": finished.context_tokens,
+        "cached": finished.cached,
+        "seconds": {stage: round(spent, 3) for stage, spent in finished.seconds.items()},
+        "peak_memory": finished.peak_memory,
+    }
+
+
+def write_sheet(video: Path, sheet: Path, title: str) -> None:
+    """Lay frames of a video file out on a PNG; only those shown are held in memory."""
+    from framepack.cli.outputs import save_png
+    from framepack.video.io import read_video
+    from framepack.video.sheet import contact_sheet, spread
+
+    count = sum(1 for _ in read_video(video).frames)
+    wanted = spread(count, SHEET_FRAMES)
+    opened = read_video(video)
+    shown = [frame for index, frame in enumerate(opened.frames) if index in set(wanted)]
+    if not shown:
+        raise InputError(f"video '{video}' has no frames: make it again with --overwrite")
+    labels = [f"{index / opened.fps:.2f} s" for index in wanted]
+    save_png(contact_sheet(shown, SHEET_COLUMNS, labels, title=title), sheet)

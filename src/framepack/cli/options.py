@@ -1,0 +1,85 @@
+"""Options that several verbs share, written once: the selection of what is to be made, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WHAT = "What to make"
+HOW = "How to make it"
+WHERE = "Where it goes"
+
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        "--image",
+        help="Picture the video starts from; without it, text-to-video.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", help="Length in seconds.", show_default="5", rich_help_panel=WHAT)
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        "--frames",
+        help="Length in frames, instead of --seconds; kept exactly.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Size = Annotated[
+    str,
+    typer.Option(
+        "--size",
+        help="WIDTHxHEIGHT in pixels; 'auto' takes the model's size nearest in shape.",
+        metavar="auto|WxH",
+        rich_help_panel=WHAT,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="What is generated when, and what it sees: vanilla, f1, "
+        "anti-drifting, inverted, inverted-plain, planned, or a string such as "
+        "f1k1_x_g9_f1k1f2k2f16k4_td.",
+        metavar="NAME|STRING",
+        show_default="the model's",
+        rich_help_panel=HOW,
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help="Packing of the history: a name such as geometric or symmetric, or lambda=2, or budget=2.625.",
+        metavar="NAME|lambda=X|budget=X",
+        show_default="the method's",
+        rich_help_panel=HOW,
+    ),
+]
+Untrained = Annotated[
+    bool,
+    typer.Option("--untrained", help="Allow methods the model was not trained for.", rich_help_panel=HOW),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Name of a model, or a folder that holds one.",
+        metavar="NAME|DIR",
+        rich_help_panel=HOW,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace a file of another origin at the output's place.", rich_help_panel=WHERE
+    ),
+]

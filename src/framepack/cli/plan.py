@@ -1,0 +1,102 @@
+"""``framepack plan``: what would be made in which order, from what; no weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from framepack.cli import options
+from framepack.cli.options import WHERE
+
+if TYPE_CHECKING:
+    from framepack.generation.request import Selection
+    from framepack.models.spec import ModelSpec
+
+
+def plan(
+    image: options.Image = None,
+    seconds: options.Seconds = None,
+    frames: options.Frames = None,
+    size: options.Size = "auto",
+    method: options.Method = None,
+    schedule: options.Schedule = None,
+    untrained: options.Untrained = False,
+    model: options.Model = "bundled",
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", help="Also draw it as a picture.", show_default=False, rich_help_panel=WHERE),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the sections of a video in the order they would be made, and what each of them sees.
+
+    Takes the bundled model, a folder, or one of the published sizes: base, lite, extended.
+    """
+    import json
+
+    from framepack.cli import plan_view
+    from framepack.cli.outputs import check_png
+    from framepack.generation.request import GenerateRequest, select
+    from framepack.packing.schedule import Level
+
+    if png is not None:
+        check_png(png, overwrite=overwrite)
+    spec = find_spec(model)
+    request = GenerateRequest(
+        image=image,
+        seconds=seconds,
+        frames=frames,
+        size=size,
+        method=method,
+        schedule=schedule,
+        untrained=untrained,
+        model=model,
+    )
+    chosen = select(request, spec)
+    title = f"{chosen.method.order}  {chosen.method}"
+    told = chosen.plan.to_json(chosen.grid)
+    facts = describe(chosen, spec, told)
+    if png is not None:
+        new = [
+            sum(Level(len(span), spec.base_kernel).tokens(chosen.grid) for span in s.spans)
+            for s in chosen.plan.sections
+        ]
+        tokens = [(s.tokens(chosen.grid), own) for s, own in zip(chosen.plan.sections, new, strict=True)]
+        plan_view.draw_png(chosen.plan, title, facts, tokens, png)
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        from rich.console import Console
+
+        plan_view.print_plan(chosen.plan, title, facts, Console(highlight=False))
+
+
+def find_spec(name: str) -> ModelSpec:
+    """The numbers of a model to plan for: one of the published sizes, or one that can be loaded.
+
+    Raises:
+        UnknownNameError: neither. ModelError: a folder that cannot be read.
+    """
+    from framepack.models.variants import VARIANTS
+
+    if name in VARIANTS:
+        return VARIANTS[name].spec()
+    from framepack.models.bundle import model_folder
+    from framepack.models.spec import ModelSpec
+
+    return ModelSpec.load(model_folder(name))
+
+
+def describe(chosen: Selection, spec: ModelSpec, told: dict) -> str:
+    """One line of what the plan comes to."""
+    timeline = chosen.timeline
+    limit = told["limit_tokens"]
+    bound = f"at most {limit:,} for any length" if limit is not None else "without bound"
+    return (
+        f"{spec.name}, {chosen.size[1]} x {chosen.size[0]}: {timeline.frames} frames at {timeline.fps:g} fps "
+        f"({timeline.seconds:.2f} s) in {len(chosen.plan.sections)} sections, "
+        f"{told['context_tokens']:,} tokens of context, {bound}"
+    )

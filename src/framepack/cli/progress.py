@@ -1,0 +1,119 @@
+"""Bars on standard error that follow a run by its events alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started, Step
+
+
+class Progress:
+    """Two bars, sections and steps, with the time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.bars = Bars(
+            TextColumn("{task.description:8}"),
+            BarColumn(bar_width=36),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.sections: TaskID | None = None
+        self.steps: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def warn(self, message: str) -> None:
+        """A line that stays above the bars."""
+        self.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """Bring the bars up to date with one event."""
+        match event:
+            case Started():
+                self._start(event)
+            case Step():
+                self._step(event)
+            case SectionFinished():
+                self._finish_section(event)
+            case Decoded():
+                self._say(f"decoded {event.frames} frames in {event.seconds:.1f} s")
+            case Finished():
+                pass
+
+    def done(self, finished: Finished, sheet: Path | None = None) -> None:
+        """The closing lines: where the video is, and how long it took."""
+        length = finished.frames / finished.fps
+        print_ = self.console.print
+        if finished.cached:
+            print_(
+                f"[bold green]already done[/] {escape(str(finished.out))}", highlight=False, soft_wrap=True
+            )
+        else:
+            spent = sum(finished.seconds.values())
+            stages = ", ".join(f"{stage} {taken:.1f} s" for stage, taken in finished.seconds.items())
+            print_(
+                f"[bold green]done[/] {escape(str(finished.out))}  "
+                f"{finished.frames} frames, {length:.2f} s of video in {spent:.1f} s ({stages})",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if sheet is not None:
+            print_(f"[bold green]sheet[/] {escape(str(sheet))}", highlight=False, soft_wrap=True)
+
+    def _start(self, event: Started) -> None:
+        found = f", {event.stored} sections found on disk" if event.stored else ""
+        self.console.print(
+            f"[bold]{event.frames} frames[/] at {event.fps:g} fps in {event.sections} sections, "
+            f"{event.context_tokens} tokens of context each, job {event.job}{found}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        # The time left is told by steps of the whole run: sections alone say nothing until one is done.
+        total = event.sections * event.steps
+        self.sections = self.bars.add_task("section", total=event.sections, note="")
+        self.steps = self.bars.add_task("step", total=total, note=f"{event.steps} a section")
+
+    def _step(self, event: Step) -> None:
+        if self.steps is not None:
+            self.bars.update(self.steps, completed=event.section * event.steps + event.step + 1)
+
+    def _finish_section(self, event: SectionFinished) -> None:
+        if self.sections is not None and self.steps is not None:
+            self.bars.update(self.sections, completed=event.section + 1)
+            total = self.bars.tasks[self.steps].total or 0
+            self.bars.update(self.steps, completed=total * (event.section + 1) / event.sections)
+        self._say(
+            f"section {event.section + 1} of {event.sections} "
+            + ("was on disk" if event.cached else f"in {event.seconds:.1f} s")
+        )
+
+    def _say(self, line: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(line, highlight=False, soft_wrap=True)
