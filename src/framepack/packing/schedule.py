@@ -10,25 +10,21 @@ Pure arithmetic: no tensors here. ``grid`` is always (height, width) of one late
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from framepack.errors import InputError, NotationError, UnknownNameError
-from framepack.packing import notation
+from framepack.packing import notation, rates
 from framepack.packing.notation import Kernel, Token
+from framepack.packing.rates import rate_kernel, scaled
 
 Grid = tuple[int, int]
 
 HUNYUAN_BASE: Kernel = (1, 2, 2)
 # What an appended tail frame is average-pooled by before the farthest kernel (FramePack, section 3.1).
 TAIL_POOL: Kernel = (1, 32, 32)
-# Terms of a schedule built from a rate: the row (1,2,2) (1,4,2) (1,4,4) (1,8,4) (1,8,8) has five.
-TERMS = 5
-# Rates below 1/2^8 of a frame are not worth a level of their own.
-FINEST_DIGIT = 8
-MAX_BUDGET = 64.0
-MAX_LAMBDA = 1024.0
 
 
 def check_grid(grid: Grid) -> Grid:
@@ -239,26 +235,12 @@ class PackingSchedule:
     def from_lambda(cls, lam: float, base: Kernel = HUNYUAN_BASE) -> PackingSchedule:
         """Frame i at rate 1/lam^i, rounded down to a power of two so that the limit holds.
 
-        Five terms, more where they leave more than a sixteenth of a frame (small lam). Older frames share
-        the last kernel (``tc``) where the budget has room for it, else they are deleted.
+        Older frames share the last kernel (``tc``) where the budget has room for it, else they are deleted.
 
         Raises:
             InputError: lam not above 1, above 1,024, or so near 1 that the budget passes 64 frames.
         """
-        if not (math.isfinite(lam) and 1 < lam <= MAX_LAMBDA):
-            raise InputError(f"lambda {lam:g} must be above 1 and at most {MAX_LAMBDA:g}: try 2")
-        budget = lam / (lam - 1)
-        if budget > MAX_BUDGET:
-            raise InputError(
-                f"lambda {lam:g} needs {budget:.0f} frames of history, at most {MAX_BUDGET:g}: try 2"
-            )
-        exponents: list[int] = []
-        while len(exponents) < TERMS or budget * lam ** -len(exponents) > 1 / 16 + 1e-9:
-            exponent = math.ceil(len(exponents) * math.log2(lam) - 1e-9)
-            if exponent > FINEST_DIGIT and exponents:
-                break
-            exponents.append(exponent)
-        return _from_exponents(exponents, budget, base)
+        return _from_exponents(rates.exponents_of_lambda(lam), rates.budget_of_lambda(lam), base)
 
     @classmethod
     def from_budget(cls, budget: float, base: Kernel = HUNYUAN_BASE) -> PackingSchedule:
@@ -272,16 +254,7 @@ class PackingSchedule:
         Raises:
             InputError: a budget below 1 or above 64.
         """
-        if not (math.isfinite(budget) and 1 <= budget <= MAX_BUDGET):
-            raise InputError(f"budget {budget:g} must be 1 to {MAX_BUDGET:g} frames: try 2")
-        if budget >= 2:
-            whole = int(budget) - 2
-            exponents = [0] * (1 + whole) + list(range(1, TERMS))
-            exponents += [digit for digit in range(1, TERMS) if _digit(budget, digit)]
-        else:
-            exponents = [0] + [digit for digit in range(1, FINEST_DIGIT + 1) if _digit(budget, digit)]
-            exponents = exponents[:TERMS]
-        return _from_exponents(sorted(exponents), budget, base)
+        return _from_exponents(rates.exponents_of_budget(budget), budget, base)
 
     @classmethod
     def named(cls, name: str, base: Kernel = HUNYUAN_BASE) -> PackingSchedule:
@@ -318,32 +291,13 @@ class PackingSchedule:
         )
 
 
-def _digit(budget: float, place: int) -> bool:
-    """Whether the binary digit of value 2^-place is set."""
-    return math.floor(budget * 2**place) % 2 == 1
-
-
-def rate_kernel(exponent: int, base: Kernel) -> Kernel:
-    """The kernel of rate 1/2^exponent: ``base`` doubled in height, then width, in turn."""
-    time, height, width = base
-    return (time, height * 2 ** ((exponent + 1) // 2), width * 2 ** (exponent // 2))
-
-
 def _from_exponents(exponents: Sequence[int], budget: float, base: Kernel) -> PackingSchedule:
     """Levels for frames of rates 1/2^e, newest first; equal rates form one level."""
-    counts: dict[int, int] = {}
-    for exponent in exponents:
-        counts[exponent] = counts.get(exponent, 0) + 1
+    counts = Counter(exponents)
     levels = tuple(Level(counts[e], rate_kernel(e, base)) for e in sorted(counts, reverse=True))
     used = sum(2.0**-e for e in exponents)
     room = budget - used >= 2.0 ** -max(exponents) - 1e-9
     return PackingSchedule(levels, Tail.COMPRESS if room else Tail.DELETE, budget=budget)
-
-
-def scaled(base: Kernel, factor: int) -> Kernel:
-    """``base`` times ``factor`` in every direction: (1,2,2) by 4 is (4,8,8), the paper's k4."""
-    time, height, width = base
-    return (time * factor, height * factor, width * factor)
 
 
 def released(base: Kernel) -> PackingSchedule:
@@ -375,7 +329,7 @@ def _symmetric(base: Kernel) -> PackingSchedule:
 
 def _kernel_row(base: Kernel) -> PackingSchedule:
     """The row (1,2,2) (1,4,2) (1,4,4) (1,8,4) (1,8,8); frames older than the fourth share the last kernel."""
-    levels = tuple(Level(1, rate_kernel(exponent, base)) for exponent in reversed(range(TERMS)))
+    levels = tuple(Level(1, rate_kernel(exponent, base)) for exponent in reversed(range(rates.TERMS)))
     return PackingSchedule(levels, Tail.COMPRESS, budget=2.0)
 
 

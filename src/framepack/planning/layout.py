@@ -1,4 +1,4 @@
-"""Which frames a section sees, at which level and at which position.
+"""Which frames a section sees, and at which level.
 
 Seen from a section made forward in time, history lies before it, ``start`` is pinned to the video's first
 frames and ``end`` holds the next known frames across the gap. A section made backward (``inverted``) sees
@@ -9,12 +9,13 @@ frames before the gap.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from framepack.packing.schedule import TAIL_POOL, Level, Tail
 from framepack.planning.known import Known
 from framepack.planning.method import Method
+from framepack.planning.positions import is_backward, place
 from framepack.planning.sections import ContextLevel, Frames, Section, Span
 
 
@@ -26,7 +27,7 @@ def lay_out(
     length: latent frames of the timeline. padding: blank sections before the target under ``released``.
     """
     context = _pick(method, known, spans, length)
-    positions, placed = _place(method, spans, context, padding)
+    positions, placed = place(method, spans, context, padding)
     past, future = _neighbours(spans, placed)
     return Section(
         index=index,
@@ -50,7 +51,7 @@ def choose(section: Section, ranking: Sequence[int], method: Method) -> Section:
     """
     if len(set(ranking)) != len(ranking) or not set(ranking) <= set(section.candidates):
         raise ValueError(f"section {section.index}: ranking {list(ranking)} must hold candidates, each once")
-    backward = _backward(method)
+    backward = is_backward(method)
     left = list(ranking)
     context: list[ContextLevel] = []
     for level in reversed(section.context):
@@ -62,13 +63,9 @@ def choose(section: Section, ranking: Sequence[int], method: Method) -> Section:
     context.reverse()
     positions, placed = section.positions, tuple(context)
     if method.positions == "gap":
-        positions, placed = _place(method, section.spans, context, padding=0)
+        positions, placed = place(method, section.spans, context, padding=0)
     past, future = _neighbours(section.spans, placed)
     return replace(section, positions=positions, context=placed, past=past, future=future)
-
-
-def _backward(method: Method) -> bool:
-    return method.order == "inverted"
 
 
 def _padded(frames: Sequence[int], size: int, *, front: bool) -> tuple[int | None, ...]:
@@ -82,7 +79,7 @@ def _padded(frames: Sequence[int], size: int, *, front: bool) -> tuple[int | Non
 def _pick(method: Method, known: Known, spans: Sequence[Span], length: int) -> list[ContextLevel]:
     """Context levels with frames and, as yet, no positions."""
     schedule = method.schedule
-    if _backward(method):
+    if is_backward(method):
         origin, pinned_levels = spans[-1].stop, schedule.end[::-1]
         window = range(max(origin, length - schedule.end_frames), length)
         pinned = [frame for ranged in known.between(window.start, window.stop) for frame in ranged][::-1]
@@ -97,18 +94,18 @@ def _pick(method: Method, known: Known, spans: Sequence[Span], length: int) -> l
     tail = _tail(method, known, cursor, window)
     near_to_far = schedule.levels[::-1]
     # Where absent frames go: at the far end of history, past what is known of start and end.
-    far_front = not _backward(method)
+    far_front = not is_backward(method)
     start_levels, end_levels = (
-        (schedule.start, pinned_levels) if _backward(method) else (pinned_levels, schedule.end)
+        (schedule.start, pinned_levels) if is_backward(method) else (pinned_levels, schedule.end)
     )
-    across_split = _split(across, schedule.start if _backward(method) else schedule.end)
-    start_split, end_split = (across_split, pins) if _backward(method) else (pins, across_split)
+    across_split = _split(across, schedule.start if is_backward(method) else schedule.end)
+    start_split, end_split = (across_split, pins) if is_backward(method) else (pins, across_split)
 
     context = [*tail]
     context += _levels(method, "history", near_to_far, history, front=far_front)[::-1]
     context += _levels(method, "start", start_levels, start_split, front=False)
-    ends = _levels(method, "end", end_levels, end_split, front=_backward(method))
-    context += ends[::-1] if _backward(method) else ends
+    ends = _levels(method, "end", end_levels, end_split, front=is_backward(method))
+    context += ends[::-1] if is_backward(method) else ends
     return context
 
 
@@ -120,7 +117,7 @@ def _by_rank(
     Rank by rank, so that while little is known the fine levels of both are filled first. A frame is seen
     once; only F1 keeps its start frame in the history too, as its released loop does.
     """
-    backward, shared = _backward(method), method.order == "f1"
+    backward, shared = is_backward(method), method.order == "f1"
     near_to_far = method.schedule.levels[::-1]
     history: list[list[int]] = []
     pins: list[list[int]] = []
@@ -149,7 +146,7 @@ def _tail(method: Method, known: Known, cursor: int, window: range) -> list[Cont
     policy = method.schedule.tail
     if policy is Tail.DELETE:
         return []
-    if _backward(method):
+    if is_backward(method):
         ranges = known.between(cursor, window.start)
     else:
         ranges = known.between(0 if method.order == "f1" else window.stop, cursor)
@@ -194,7 +191,7 @@ def _candidates(
     pinned = {f for level in context if level.role in ("start", "end") for f in level.present}
     if method.order == "f1":
         pinned = set()
-    if _backward(method):
+    if is_backward(method):
         nearest = known.after(spans[-1].stop, size + len(pinned))
         older = known.between(nearest[-1] + 1, length) if nearest else []
     else:
@@ -211,148 +208,6 @@ def _candidates(
             at += 1
         offset += len(ranged)
     return tuple(sorted(chosen - pinned))
-
-
-# At which positions ----------------------------------------------------------------------------------
-
-
-def _place(
-    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel], padding: int
-) -> tuple[tuple[int, ...], tuple[ContextLevel, ...]]:
-    rules: dict[str, Callable[[], tuple[list[int], list[list[int]]]]] = {
-        "gap": lambda: _gap(method, spans, context),
-        "released": lambda: _released(method, spans, context, padding),
-        "constant": lambda: _constant(method, spans, context),
-    }
-    targets, places = rules[method.positions]()
-    placed = (replace(level, positions=tuple(at)) for level, at in zip(context, places, strict=True))
-    return tuple(targets), tuple(placed)
-
-
-def _stand_ins(method: Method, level: ContextLevel) -> Frames:
-    """The frames whose positions a level takes: for a mean the one nearest to the history levels."""
-    if not level.mean:
-        return level.frames
-    return (level.frames[0 if _backward(method) else -1],)
-
-
-def _gap(
-    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel]
-) -> tuple[list[int], list[list[int]]]:
-    """True time indices; between two present frames at most ``max_gap`` missing ones; lowest index 0.
-
-    Absent history stands beside the farthest present one, where it would come next.
-    """
-    targets = [frame for span in spans for frame in span.frames]
-    frames = [_stand_ins(method, level) for level in context]
-    present = sorted({f for level in frames for f in level if f is not None} | set(targets))
-    step = None if method.max_gap is None else method.max_gap + 1
-    where: dict[int, int] = {}
-    at, last = 0, present[0]
-    for frame in present:
-        at += frame - last if step is None else min(frame - last, step)
-        where[frame], last = at, frame
-
-    places: list[list[int | None]] = [[None if f is None else where[f] for f in level] for level in frames]
-    if any(None in level for level in places):
-        _place_absent(method, context, places, [where[f] for f in targets])
-    low = min([0, *(p for level in places for p in level if p is not None)])
-    return [where[f] - low for f in targets], [[p - low for p in level if p is not None] for level in places]
-
-
-def _place_absent(
-    method: Method, context: Sequence[ContextLevel], places: list[list[int | None]], targets: list[int]
-) -> None:
-    """Fill the positions of absent frames: downward before the target, upward after it."""
-    history, start, end = (_of_role(context, role) for role in ("history", "start", "end"))
-    history, start = history[::-1], start[::-1]
-    # A pinned start lies far off; absent history belongs beside the history, not before that start.
-    if _backward(method):
-        below, above, down, up = start, history, start, history + end
-    else:
-        below, above, down, up = history, end, history + start, end
-    low = min([*targets, *(p for i in below for p in places[i] if p is not None)])
-    for i in down:
-        for j in reversed(range(len(places[i]))):
-            if places[i][j] is None:
-                low -= 1
-                places[i][j] = low
-    high = max([*targets, *(p for i in above for p in places[i] if p is not None)])
-    for i in up:
-        for j in range(len(places[i])):
-            if places[i][j] is None:
-                high += 1
-                places[i][j] = high
-
-
-def _of_role(context: Sequence[ContextLevel], role: str) -> list[int]:
-    return [i for i, level in enumerate(context) if level.role == role]
-
-
-def _slots(
-    method: Method, context: Sequence[ContextLevel], first: int, step: int, far: int
-) -> list[list[int]]:
-    """Positions by slot: history from ``first`` near to far by ``step``, tail on ``far``, start from 0."""
-    places: list[list[int]] = [[] for _ in context]
-    at = first
-    for i in reversed(_of_role(context, "history")):
-        size = len(context[i].frames)
-        places[i] = sorted(at + step * j for j in range(size))
-        at += step * size
-    at = 0
-    for i in _of_role(context, "start"):
-        size = len(context[i].frames)
-        places[i] = list(range(at, at + size))
-        at += size
-    for i in _of_role(context, "tail"):
-        places[i] = [far] * len(_stand_ins(method, context[i]))
-    return places
-
-
-def _constant(
-    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel]
-) -> tuple[list[int], list[list[int]]]:
-    """F1's indices, equal for every section: [start | history far to near | target], by slot.
-
-    As in diffusers' `HunyuanVideoFramepackPipeline`, sampling type vanilla. A tail shares the farthest
-    history slot. End frames, which that loop has not, follow the target at their clamped distance.
-    """
-    schedule = method.schedule
-    far = schedule.start_frames
-    first = far + schedule.history_frames
-    frames = [frame for span in spans for frame in span.frames]
-    targets = list(range(first, first + len(frames)))
-    places = _slots(method, context, first - 1, -1, far)
-    step = None if method.max_gap is None else method.max_gap + 1
-    at, last = targets[-1], frames[-1]
-    for i in _of_role(context, "end"):
-        for frame in context[i].frames:
-            delta = 1 if frame is None else frame - last
-            at += delta if step is None else min(delta, step)
-            last = last + 1 if frame is None else frame
-            places[i].append(at)
-    return targets, places
-
-
-def _released(
-    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel], padding: int
-) -> tuple[list[int], list[list[int]]]:
-    """The released inverted loop: [start | padding * S blank | target | history near to far], by slot.
-
-    As in diffusers' `HunyuanVideoFramepackPipeline`, sampling type inverted_anti_drifting. A tail shares
-    the slot after the farthest history slot, and end frames follow it.
-    """
-    schedule = method.schedule
-    first = schedule.start_frames + padding * method.section_size
-    count = sum(map(len, spans))
-    targets = list(range(first, first + count))
-    far = first + count + schedule.history_frames
-    places = _slots(method, context, first + count, 1, far)
-    at = far + 1
-    for i in _of_role(context, "end"):
-        places[i] = list(range(at, at + len(context[i].frames)))
-        at += len(places[i])
-    return targets, places
 
 
 def _neighbours(

@@ -15,6 +15,7 @@ from framepack.errors import InputError, NotationError, UnknownNameError
 from framepack.packing import notation
 from framepack.packing.notation import Kernel, Token
 from framepack.packing.schedule import HUNYUAN_BASE, Level, PackingSchedule, Tail, released
+from framepack.planning import records
 
 ORDERS = ("vanilla", "f1", "anti-drifting", "inverted", "planned")
 ABSENT = ("drop", "zeros")
@@ -176,16 +177,9 @@ class Method:
 
     def to_json(self) -> dict[str, object]:
         """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads."""
-        schedule = self.schedule
         return {
             "notation": str(self),
-            "schedule": {
-                "levels": _levels_to_json(schedule.levels),
-                "tail": str(schedule.tail),
-                "start": _levels_to_json(schedule.start),
-                "end": _levels_to_json(schedule.end),
-                "budget": schedule.budget,
-            },
+            "schedule": records.schedule_to_json(self.schedule),
             "order": self.order,
             "section_size": self.section_size,
             "absent": self.absent,
@@ -207,13 +201,13 @@ class Method:
         Raises:
             InputError: an unknown or ill-typed field, or values that do not go together.
         """
-        values = _fields(data, {"notation", *(field.name for field in fields(cls))}, "method")
+        values = records.known_fields(data, {"notation", *(field.name for field in fields(cls))}, "method")
         values.pop("notation", None)
-        values["schedule"] = _schedule_from_json(_mapping(values.get("schedule"), "schedule"))
+        values["schedule"] = records.schedule_from_json(records.mapping(values.get("schedule"), "schedule"))
         if "importance" in values:
-            importance = _mapping(values["importance"], "importance")
+            importance = records.mapping(values["importance"], "importance")
             names = {field.name for field in fields(Importance)}
-            values["importance"] = Importance(**_fields(importance, names, "importance"))  # type: ignore[arg-type]
+            values["importance"] = Importance(**records.known_fields(importance, names, "importance"))  # type: ignore[arg-type]
         try:
             return cls(**values)  # type: ignore[arg-type]
         except TypeError as error:
@@ -222,46 +216,6 @@ class Method:
 
 def _levels(tokens: list[Token]) -> tuple[Level, ...]:
     return tuple(Level(token.frames, token.kernel) for token in tokens)
-
-
-def _levels_to_json(levels: tuple[Level, ...]) -> list[dict[str, object]]:
-    return [{"frames": level.frames, "kernel": list(level.kernel)} for level in levels]
-
-
-def _mapping(value: object, what: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{what} record {value!r} must be a JSON object")
-    return value
-
-
-def _fields(data: Mapping[str, object], names: set[str], what: str) -> dict[str, object]:
-    for key in data:
-        if key not in names:
-            raise UnknownNameError(f"field of a {what} record", key, tuple(sorted(names)))
-    return dict(data)
-
-
-def _levels_from_json(value: object) -> tuple[Level, ...]:
-    try:
-        return tuple(Level(int(row["frames"]), tuple(map(int, row["kernel"]))) for row in value)  # type: ignore
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"levels {value!r} must be a list of frames and kernel: {error}") from None
-
-
-def _schedule_from_json(data: Mapping[str, object]) -> PackingSchedule:
-    values = _fields(data, {field.name for field in fields(PackingSchedule)}, "schedule")
-    budget = values.get("budget")
-    if budget is not None and not isinstance(budget, (int, float)):
-        raise InputError(f"budget {budget!r} must be a number or null")
-    tail = str(values.get("tail", "td"))
-    _choice("tail", tail, tuple(Tail))
-    return PackingSchedule(
-        levels=_levels_from_json(values.get("levels")),
-        tail=Tail(tail),
-        start=_levels_from_json(values.get("start", ())),
-        end=_levels_from_json(values.get("end", ())),
-        budget=None if budget is None else float(budget),
-    )
 
 
 # Friendly names --------------------------------------------------------------------------------------

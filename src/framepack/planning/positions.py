@@ -1,0 +1,158 @@
+"""At which time index each frame of a section stands: the three position rules.
+
+Time indices in RoPE are free integers: gaps are allowed, which is what makes orders other than forward
+possible (FramePack, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from framepack.planning.method import Method
+from framepack.planning.sections import ContextLevel, Frames, Span
+
+
+def is_backward(method: Method) -> bool:
+    """Whether sections are made from the last to the first, so that history lies after the target."""
+    return method.order == "inverted"
+
+
+def place(
+    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel], padding: int
+) -> tuple[tuple[int, ...], tuple[ContextLevel, ...]]:
+    """Positions of the target frames, and ``context`` with its own, by the method's rule."""
+    rules: dict[str, Callable[[], tuple[list[int], list[list[int]]]]] = {
+        "gap": lambda: _gap(method, spans, context),
+        "released": lambda: _released(method, spans, context, padding),
+        "constant": lambda: _constant(method, spans, context),
+    }
+    targets, places = rules[method.positions]()
+    placed = (replace(level, positions=tuple(at)) for level, at in zip(context, places, strict=True))
+    return tuple(targets), tuple(placed)
+
+
+def _stand_ins(method: Method, level: ContextLevel) -> Frames:
+    """The frames whose positions a level takes: for a mean the one nearest to the history levels."""
+    if not level.mean:
+        return level.frames
+    return (level.frames[0 if is_backward(method) else -1],)
+
+
+def _gap(
+    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel]
+) -> tuple[list[int], list[list[int]]]:
+    """True time indices; between two present frames at most ``max_gap`` missing ones; lowest index 0.
+
+    Absent history stands beside the farthest present one, where it would come next.
+    """
+    targets = [frame for span in spans for frame in span.frames]
+    frames = [_stand_ins(method, level) for level in context]
+    present = sorted({f for level in frames for f in level if f is not None} | set(targets))
+    step = None if method.max_gap is None else method.max_gap + 1
+    where: dict[int, int] = {}
+    at, last = 0, present[0]
+    for frame in present:
+        at += frame - last if step is None else min(frame - last, step)
+        where[frame], last = at, frame
+
+    places: list[list[int | None]] = [[None if f is None else where[f] for f in level] for level in frames]
+    if any(None in level for level in places):
+        _place_absent(method, context, places, [where[f] for f in targets])
+    low = min([0, *(p for level in places for p in level if p is not None)])
+    return [where[f] - low for f in targets], [[p - low for p in level if p is not None] for level in places]
+
+
+def _place_absent(
+    method: Method, context: Sequence[ContextLevel], places: list[list[int | None]], targets: list[int]
+) -> None:
+    """Fill the positions of absent frames: downward before the target, upward after it."""
+    history, start, end = (_of_role(context, role) for role in ("history", "start", "end"))
+    history, start = history[::-1], start[::-1]
+    # A pinned start lies far off; absent history belongs beside the history, not before that start.
+    if is_backward(method):
+        below, above, down, up = start, history, start, history + end
+    else:
+        below, above, down, up = history, end, history + start, end
+    low = min([*targets, *(p for i in below for p in places[i] if p is not None)])
+    for i in down:
+        for j in reversed(range(len(places[i]))):
+            if places[i][j] is None:
+                low -= 1
+                places[i][j] = low
+    high = max([*targets, *(p for i in above for p in places[i] if p is not None)])
+    for i in up:
+        for j in range(len(places[i])):
+            if places[i][j] is None:
+                high += 1
+                places[i][j] = high
+
+
+def _of_role(context: Sequence[ContextLevel], role: str) -> list[int]:
+    return [i for i, level in enumerate(context) if level.role == role]
+
+
+def _slots(
+    method: Method, context: Sequence[ContextLevel], first: int, step: int, far: int
+) -> list[list[int]]:
+    """Positions by slot: history from ``first`` near to far by ``step``, tail on ``far``, start from 0."""
+    places: list[list[int]] = [[] for _ in context]
+    at = first
+    for i in reversed(_of_role(context, "history")):
+        size = len(context[i].frames)
+        places[i] = sorted(at + step * j for j in range(size))
+        at += step * size
+    at = 0
+    for i in _of_role(context, "start"):
+        size = len(context[i].frames)
+        places[i] = list(range(at, at + size))
+        at += size
+    for i in _of_role(context, "tail"):
+        places[i] = [far] * len(_stand_ins(method, context[i]))
+    return places
+
+
+def _constant(
+    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel]
+) -> tuple[list[int], list[list[int]]]:
+    """F1's indices, equal for every section: [start | history far to near | target], by slot.
+
+    As in diffusers' `HunyuanVideoFramepackPipeline`, sampling type vanilla. A tail shares the farthest
+    history slot. End frames, which that loop has not, follow the target at their clamped distance.
+    """
+    schedule = method.schedule
+    far = schedule.start_frames
+    first = far + schedule.history_frames
+    frames = [frame for span in spans for frame in span.frames]
+    targets = list(range(first, first + len(frames)))
+    places = _slots(method, context, first - 1, -1, far)
+    step = None if method.max_gap is None else method.max_gap + 1
+    at, last = targets[-1], frames[-1]
+    for i in _of_role(context, "end"):
+        for frame in context[i].frames:
+            delta = 1 if frame is None else frame - last
+            at += delta if step is None else min(delta, step)
+            last = last + 1 if frame is None else frame
+            places[i].append(at)
+    return targets, places
+
+
+def _released(
+    method: Method, spans: Sequence[Span], context: Sequence[ContextLevel], padding: int
+) -> tuple[list[int], list[list[int]]]:
+    """The released inverted loop: [start | padding * S blank | target | history near to far], by slot.
+
+    As in diffusers' `HunyuanVideoFramepackPipeline`, sampling type inverted_anti_drifting. A tail shares
+    the slot after the farthest history slot, and end frames follow it.
+    """
+    schedule = method.schedule
+    first = schedule.start_frames + padding * method.section_size
+    count = sum(map(len, spans))
+    targets = list(range(first, first + count))
+    far = first + count + schedule.history_frames
+    places = _slots(method, context, first + count, 1, far)
+    at = far + 1
+    for i in _of_role(context, "end"):
+        places[i] = list(range(at, at + len(context[i].frames)))
+        at += len(places[i])
+    return targets, places
