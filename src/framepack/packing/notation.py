@@ -18,9 +18,7 @@ Kernel = tuple[int, int, int]
 MAX_FRAMES = 4096
 MAX_KERNEL = 256
 
-_LEVEL = re.compile(r"f(\d+)k(\d+)(?:h(\d+)w(\d+))?")
-_GENERATE = re.compile(r"g(\d+)")
-_TAIL = re.compile(r"t[dac]")
+_DIGITS = re.compile(r"[0-9]*")
 
 
 @dataclass(frozen=True)
@@ -34,39 +32,51 @@ class Token:
     kernel: Kernel = (0, 0, 0)
 
 
-def _number(text: str, match: re.Match[str], group: int, what: str, limit: int) -> int:
+def _number(text: str, at: int, what: str, limit: int) -> tuple[int, int]:
+    """The number at ``at`` and the index after it."""
+    match = _DIGITS.match(text, at)
+    digits = match[0] if match else ""
+    if not digits:
+        raise NotationError(text, at, f"expected a number, {what}")
     # Length first: int() of a very long run of digits raises an error of its own.
-    digits = match[group].lstrip("0")
-    if not digits or len(digits) > 9 or int(digits) > limit:
-        raise NotationError(text, match.start(group), f"{what} must be 1 to {limit}")
-    return int(digits)
+    value = digits.lstrip("0")
+    if not value or len(value) > len(str(limit)) or int(value) > limit:
+        raise NotationError(text, at, f"{what} must be 1 to {limit}")
+    return int(value), at + len(digits)
+
+
+def _letter(text: str, at: int, letter: str) -> int:
+    """The index after ``letter``, which must stand at ``at``."""
+    if not text.startswith(letter, at):
+        raise NotationError(text, at, f"expected {letter}, as in f16k4 or f16k4h8w8")
+    return at + 1
+
+
+def _level(text: str, start: int) -> tuple[Token, int]:
+    frames, at = _number(text, start + 1, "frames of a level", MAX_FRAMES)
+    size = _letter(text, at, "k")
+    time, at = _number(text, size, "a kernel's size in time", MAX_KERNEL)
+    height = width = 2 * time
+    if not text.startswith("h", at):
+        if height > MAX_KERNEL:
+            raise NotationError(text, size, f"kN, short for kNh2Nw2N, must be 1 to {MAX_KERNEL // 2}")
+    else:
+        height, at = _number(text, at + 1, "a kernel's height", MAX_KERNEL)
+        width, at = _number(text, _letter(text, at, "w"), "a kernel's width", MAX_KERNEL)
+    return Token("level", text[start:at], start, frames, (time, height, width)), at
 
 
 def _token(text: str, at: int) -> tuple[Token, int]:
-    if match := _LEVEL.match(text, at):
-        frames = _number(text, match, 1, "frames of a level", MAX_FRAMES)
-        time = _number(text, match, 2, "a kernel's size", MAX_KERNEL)
-        if match[3] is None:
-            kernel = (time, 2 * time, 2 * time)
-        else:
-            kernel = (
-                time,
-                _number(text, match, 3, "a kernel's size", MAX_KERNEL),
-                _number(text, match, 4, "a kernel's size", MAX_KERNEL),
-            )
-        return Token("level", match[0], at, frames, kernel), match.end()
-    if match := _GENERATE.match(text, at):
-        frames = _number(text, match, 1, "frames to generate", MAX_FRAMES)
-        return Token("generate", match[0], at, frames), match.end()
-    if match := _TAIL.match(text, at):
-        return Token("tail", match[0], at), match.end()
-    if text.startswith("x", at):
-        return Token("skip", "x", at), at + 1
-    if text.startswith("+D", at):
-        return Token("discretized", "+D", at), at + 2
-    raise NotationError(
-        text, at, "expected a level like f16k4 or f16k4h8w8, gN like g9, x, a tail td, ta or tc, or +D"
-    )
+    if text.startswith("f", at):
+        return _level(text, at)
+    if text.startswith("g", at):
+        frames, end = _number(text, at + 1, "frames to generate", MAX_FRAMES)
+        return Token("generate", text[at:end], at, frames), end
+    for kind, words in (("tail", ("td", "ta", "tc")), ("skip", ("x",)), ("discretized", ("+D",))):
+        for word in words:
+            if text.startswith(word, at):
+                return Token(kind, word, at), at + len(word)
+    raise NotationError(text, at, "expected a level like f16k4, gN like g9, x, a tail td, ta or tc, or +D")
 
 
 def tokenize(text: str) -> list[Token]:
