@@ -95,7 +95,6 @@ def generate(
     from framepack.cli.outputs import check_png
     from framepack.cli.progress import Progress
     from framepack.generation.events import Finished
-    from framepack.generation.pipeline import prepare
     from framepack.generation.request import GenerateRequest
 
     if sheet is not None:
@@ -122,7 +121,10 @@ def generate(
     )
     finished: Finished | None = None
     with Progress() as progress:
-        run = prepare(request)
+        with progress.busy("loading the model"):
+            from framepack.generation.pipeline import prepare  # brings PyTorch, which takes seconds
+
+            run = prepare(request)
         for warning in run.warnings:
             progress.warn(warning)
         for event in run.events():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -41,13 +42,16 @@ class Progress:
         self.steps: TaskID | None = None
 
     def __enter__(self) -> Progress:
-        self.bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bars.stop()
+
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """A spinner, where there is a terminal, for what can't be counted."""
+        return self.console.status(what) if self.console.is_terminal else nullcontext()
 
     def warn(self, message: str) -> None:
         """A line that stays above the bars."""
@@ -95,6 +99,7 @@ class Progress:
             highlight=False,
             soft_wrap=True,
         )
+        self.bars.start()
         # The time left is told by steps of the whole run: sections alone say nothing until one is done.
         total = event.sections * event.steps
         self.sections = self.bars.add_task("section", total=event.sections, note="")
@@ -106,7 +111,10 @@ class Progress:
 
     def _finish_section(self, event: SectionFinished) -> None:
         if self.sections is not None and self.steps is not None:
-            self.bars.update(self.sections, completed=event.section + 1)
+            last = event.section + 1 == event.sections
+            self.bars.update(
+                self.sections, completed=event.section + 1, note="writing the video" if last else ""
+            )
             total = self.bars.tasks[self.steps].total or 0
             self.bars.update(self.steps, completed=total * (event.section + 1) / event.sections)
         self._say(
