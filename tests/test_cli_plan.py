@@ -100,7 +100,7 @@ def test_plan_png_is_ours_to_replace_and_nobody_elses(run: Run, tmp_path: Path) 
         (["--frames", "0"], "0 frames"),
         (["--seconds", "soon"], "--seconds"),
         (["--method", "sideways"], "inverted-plain"),
-        (["--schedule", "td_f16q4"], "'td_>>>f16q4'"),
+        (["--schedule", "td_f16q4"], "'td_f16>>>q4'"),
         (["--schedule", "lambda=1"], "lambda"),
         (["--model", "giant"], "unknown model 'giant'"),
         (["--size", "7x7"], "480"),
