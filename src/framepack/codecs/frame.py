@@ -128,7 +128,8 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         stride = self.config.stride
         if height % stride or width % stride:
             raise InputError(
-                f"frames of {width} x {height} pixels: the codec needs multiples of {stride}; resize or crop them"
+                f"frames of {width} x {height} pixels: the codec needs multiples of {stride}; "
+                "resize or crop them"
             )
         pixels = video.transpose(1, 2).reshape(batch * frames, 3, height, width)
         linear, correction = self.encoder(pixels.to(self.shift.dtype))

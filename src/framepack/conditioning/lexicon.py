@@ -66,7 +66,8 @@ for _word, _phrases in {
     "up": "up upward upwards rise rises rising climb climbs climbing ascend ascends ascending top rose",
     "down": "down downward downwards fall falls falling drop drops dropping descend descends descending sink "
     "sinks sinking bottom",
-    "still": "still motionless stationary unmoving stays stay rests resting rest stands standing waits hovers "
+    "still": "still motionless stationary unmoving stays stay rests resting rest stands standing waits "
+    "hovers "
     "not|moving not|move doesn|t|move stopped stops stop stays|still stays|put static immobile",
     "slowly": "slowly slow gently gradually calmly creeps creeping leisurely",
     "fast": "fast quickly quick rapidly rapid swiftly swift speedily races racing rushes dashes zooms",
@@ -77,17 +78,21 @@ for _word, _phrases in {
     for _phrase in _phrases.split():
         ENGLISH[_phrase] = _word
 
-GLUE = frozenset(
-    "a an the this that it its there is are be being s of to at in on into onto over under above below across "
+_GLUE_TEXT = (
+    "a an the this that it its there is are be being s of to at in on into onto over under above below "
+    "across "
     "along behind front near by with and while as from towards toward through during for before after then "
     "moves move moving moved motion goes go going travels travel travelling traveling floats float floating "
-    "glides glide gliding slides slide sliding drifts drift drifting flies fly flying rolls roll rolling heads "
+    "glides glide gliding slides slide sliding drifts drift drifting flies fly flying rolls roll rolling "
+    "heads "
     "heading passes pass passing runs running crosses|the does do did not t doesn one single big large small "
-    "little bright dark light colored coloured color colour shape shaped object scene video picture image view "
+    "little bright dark light colored coloured color colour shape shaped object scene video picture image "
+    "view "
     "side direction sky skies hill hills mountain mountains land landscape ground background sun speed time "
     "very constantly steadily directly straight way out off screen frame has seen beautiful simple flat "
-    "outlined animation clip footage shot".split()
+    "outlined animation clip footage shot"
 )
+GLUE = frozenset(_GLUE_TEXT.split())
 
 JAPANESE: dict[str, str] = {}
 for _word, _phrases in {
@@ -130,12 +135,16 @@ for _word, _phrases in {
     "<from-up>": "上から",
     "<from-down>": "下から",
     # Places ("over the sea", "under the sky") are no directions, and glue carries no meaning here.
-    "": "の上を の上で の上に の上の の下を の下で の下に 上空 空 動く 動き 動いて 動かす 動いた 移動 進む 進んで "
+    "": "の上を の上で の上に の上の の下を の下で の下に 上空 空 動く 動き 動いて 動かす 動いた 移動 "
+    "進む 進んで "
     "進み 滑る 滑って 滑り 流れる 流れて 飛ぶ 飛んで 行く 通る 横切る 転がる 転がって 浮かぶ 浮かんで 向かう "
-    "向かって 向け 丘 山 地面 背景 景色 風景 方向 方 側 大きな 小さな 大きい 小さい 一つ 形 色 型 映像 動画 絵 "
+    "向かって 向け 丘 山 地面 背景 景色 風景 方向 方 側 大きな 小さな 大きい 小さい 一つ 形 色 型 映像 "
+    "動画 絵 "
     "静かに 時 中 速度 スピード 空中 太陽 "
-    "が は を に へ で と の も や から まで より な だ です ます する して した している いる いて ある あって れる "
-    "られ られる れば ながら つつ そして また その この あの ている てい てる いく いった ゆく し て た り る う く "
+    "が は を に へ で と の も や から まで より な だ です ます する して した している いる いて ある "
+    "あって れる "
+    "られ られる れば ながら つつ そして また その この あの ている てい てる いく いった ゆく し て た "
+    "り る う く "
     "こと もの まま そのまま 方へ 方に ほう ほうへ ほうに ひとつ",
 }.items():
     for _phrase in _phrases.split():

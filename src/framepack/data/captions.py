@@ -126,7 +126,8 @@ def _japanese(said: dict[str, str], rng: np.random.Generator) -> str:
     elif rng.random() < 0.5:
         main = f"{place}で、{thing}{motion}"
     else:
-        main = f"{thing}{place}{('の上を' if '動かない' not in motion and 'いる' not in motion else 'で')}{motion}"
+        where = "で" if said["direction"] in JAPANESE["still"] else "の上を"
+        main = f"{thing}{place}{where}{motion}"
     if "camera" in said:
         main += "。" + said["camera"]
     return main + "。"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 # Colours are sRGB 0..255. sky: top, bottom; light: multiplies the ground; haze: share of the sky's
 # bottom colour in the far hills; disc: sun or moon and its strength.
@@ -52,13 +52,13 @@ SKIES: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 GROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # near, far
-    "grass": (tuple((92, 164, 72)), tuple((134, 190, 92))),
-    "desert": (tuple((214, 168, 104)), tuple((232, 198, 140))),
-    "snow": (tuple((228, 238, 250)), tuple((170, 194, 226))),
-    "sea": (tuple((24, 92, 140)), tuple((48, 138, 176))),
-    "lavender": (tuple((124, 96, 168)), tuple((156, 134, 194))),
-    "city": (tuple((64, 72, 92)), tuple((112, 124, 148))),
-}  # type: ignore[assignment]
+    "grass": ((92, 164, 72), (134, 190, 92)),
+    "desert": ((214, 168, 104), (232, 198, 140)),
+    "snow": ((228, 238, 250), (170, 194, 226)),
+    "sea": ((24, 92, 140), (48, 138, 176)),
+    "lavender": ((124, 96, 168), (156, 134, 194)),
+    "city": ((64, 72, 92), (112, 124, 148)),
+}
 DARK, LIGHT = (24, 28, 48), (252, 252, 255)
 PALETTE = ("top", "bottom", "far", "near", "sun", "outline")
 
@@ -78,7 +78,9 @@ def palette(sky: str, ground: str, colour: str) -> tuple[Array, Array]:
 # Signed distances: negative inside, in the units of `x`, `y` (relative to the centre), size `r`.
 
 
-def _polygon(points: Sequence[tuple[float, float]], rounding: float) -> Callable[[Array, Array, float], Array]:
+def _polygon(
+    points: Sequence[tuple[float, float]], rounding: float
+) -> Callable[[Array, Array, float], Array]:
     """Distance to a polygon with corners given in units of r, its corners rounded by `rounding` r."""
 
     def distance(x: Array, y: Array, r: float) -> Array:
@@ -137,7 +139,10 @@ OUTLINE = 0.16  # thickness of the outline, in units of r
 
 def _waves(amplitude: float, orders: tuple[int, int, int]) -> Callable[[Array, Array], Array]:
     def height(x: Array, phase: Array) -> Array:
-        waves = [np.sin(2 * np.pi * (k * x + p)) / (1 + n) for n, (k, p) in enumerate(zip(orders, phase, strict=True))]
+        waves = [
+            np.sin(2 * np.pi * (k * x + p)) / (1 + n)
+            for n, (k, p) in enumerate(zip(orders, phase, strict=True))
+        ]
         return amplitude * (waves[0] + waves[1] + waves[2])
 
     return height

@@ -9,7 +9,7 @@ Lengths are in widths of the frame, y points down, times are frames at 8 a secon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -96,7 +96,9 @@ class Scene:
         """Centre of the shape at frame t; a little outside of [0, 1] x [0, aspect] when it has left."""
         moved = self.displacement(0, t)
         wrapped = []
-        for origin, move, size, extent in zip(self.origin, moved, self.torus, (1.0, self.aspect), strict=True):
+        for origin, move, size, extent in zip(
+            self.origin, moved, self.torus, (1.0, self.aspect), strict=True
+        ):
             margin = (size - extent) / 2
             wrapped.append((origin + move + margin) % size - margin)
         return wrapped[0], wrapped[1]
@@ -228,28 +230,47 @@ def sample_scene(rng: np.random.Generator, frames: int, aspect: float = 1.0) -> 
     if not colours:
         later, colours = sky, list(visible_colours(sky, ground))
     radius = float(rng.uniform(0.125, 0.15)) * min(1.0, aspect)
-    motions = [_motion(rng, 0, "")]
-    if rng.random() < 0.4 and frames > 2:
-        changes = 2 if frames >= 64 and rng.random() < 0.35 else 1
-        for at in sorted(int(a) for a in rng.integers(frames // 5, max(frames // 5 + 1, frames * 4 // 5), changes)):
-            if at > motions[-1].start:
-                motions.append(_motion(rng, at, motions[-1].direction))
-    disc = (float(rng.uniform(0.14, 0.86)), float(rng.uniform(0.14, 0.3)) * aspect, float(rng.uniform(0.07, 0.095)))
+    disc = (
+        float(rng.uniform(0.14, 0.86)),
+        float(rng.uniform(0.14, 0.3)) * aspect,
+        float(rng.uniform(0.07, 0.095)),
+    )
     phases = [tuple(float(p) for p in rng.uniform(0, 1, 3)) for _ in range(2)]
-    return Scene(
+    scene = Scene(
         shape=_pick(rng, SLOTS["shape"]),
         colour=_pick(rng, colours),
         skies=(sky, later),
         sky_change=int(rng.integers(max(1, frames // 5), max(2, frames * 4 // 5))),
         ground=ground,
         camera=_pick(rng, SLOTS["camera"]) if rng.random() < 0.3 else "",
-        motions=tuple(motions),
+        motions=(_motion(rng, 0, ""),),
         radius=radius,
         origin=(float(rng.uniform(radius, 1 - radius)), float(rng.uniform(radius, aspect - radius))),
         disc=disc,
         phases=(phases[0], phases[1]),  # type: ignore[arg-type]
         aspect=aspect,
     )
+    if rng.random() < 0.4 and frames > 2:
+        changes = 2 if frames >= 64 and rng.random() < 0.35 else 1
+        for at in sorted(
+            int(a) for a in rng.integers(frames // 5, max(frames // 5 + 1, frames * 4 // 5), changes)
+        ):
+            scene = _turn(rng, scene, at)
+    return scene
+
+
+def _turn(rng: np.random.Generator, scene: Scene, at: int) -> Scene:
+    """The scene with a new motion from about frame `at` on, at a moment when the shape is in view.
+
+    Turned while outside, it would never come back.
+    """
+    for start in range(max(at, scene.motions[-1].start + 1), at + 64):
+        x, y = scene.position(start)
+        r = scene.radius * 0.7
+        if r <= x <= 1 - r and r <= y <= scene.aspect - r:
+            motion = _motion(rng, start, scene.motions[-1].direction)
+            return replace(scene, motions=(*scene.motions, motion))
+    return scene
 
 
 def _motion(rng: np.random.Generator, start: int, but: str) -> Motion:

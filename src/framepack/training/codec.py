@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -70,11 +69,13 @@ class CodecTraining:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise InputError(
-                f"minutes {self.minutes} and steps {self.steps}: the length of training is one of them; give one"
+                f"minutes {self.minutes} and steps {self.steps}: "
+                "the length of training is one of them; give one"
             )
         if self.size % 16 or self.crop % 16 or not 0 < self.crop <= self.size:
             raise InputError(
-                f"size {self.size}, crop {self.crop}: both must be multiples of 16, crop at most size; change them"
+                f"size {self.size}, crop {self.crop}: "
+                "both must be multiples of 16, crop at most size; change them"
             )
 
 
@@ -110,7 +111,9 @@ def to_video(frames: NDArray[np.uint8], device: str) -> Tensor:
 def initialise_linear(model: FrameAutoencoder, frames: NDArray[np.uint8]) -> None:
     """Set the linear path to the principal components of the frames' patches, and the common scale."""
     channels, stride = model.config.channels, model.config.stride
-    patches = F.pixel_unshuffle(to_video(frames, "cpu")[:, :, 0], stride).movedim(1, -1).flatten(0, 2).double()
+    patches = (
+        F.pixel_unshuffle(to_video(frames, "cpu")[:, :, 0], stride).movedim(1, -1).flatten(0, 2).double()
+    )
     mean = patches.mean(0)
     centred = patches - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -172,7 +175,7 @@ def save_model(model: FrameAutoencoder, folder: Path) -> None:
     model.save_pretrained(draft)
     folder.mkdir(parents=True, exist_ok=True)
     for file in draft.iterdir():
-        os.replace(file, folder / file.name)
+        file.replace(folder / file.name)
     draft.rmdir()
 
 
@@ -194,9 +197,11 @@ def train_codec(
 
     torch.manual_seed(settings.seed)
     model = FrameAutoencoder()
-    first = np.concatenate([render_batch(settings.seed, 2**40 + n, settings.size, settings.size, 64) for n in range(20)])
+    first = np.concatenate(
+        [render_batch(settings.seed, 2**40 + n, settings.size, settings.size, 64) for n in range(20)]
+    )
     initialise_linear(model, first)
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device).to(memory_format=torch.channels_last)
     average = FrameAutoencoder.from_config(model.config).to(device)
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(
@@ -205,9 +210,9 @@ def train_codec(
     step, spent = _load_state(out / "state.safetensors", model, average, optimizer)
     statistics = to_video(first[:256], device)
     held_out = to_video(render_batch(HELD_OUT, 0, settings.size, settings.size, 128), device)
-    generator = torch.Generator(device).manual_seed(settings.seed + step)
+    generator = torch.Generator(device)
 
-    def progress() -> float:
+    def progress(step: int) -> float:
         done = step / settings.steps if settings.steps is not None else spent / (60 * settings.minutes)  # type: ignore[operator]
         return min(1.0, done)
 
@@ -217,7 +222,13 @@ def train_codec(
         save_model(average, out / "ema")
         save_sheet(average, held_out[:24], out / "sheet.png")
         _save_state(out / "state.safetensors", model, average, optimizer, step, spent)
-        row = {"step": step, "seconds": round(spent, 1), "loss": loss, "scale": average.config.scale, **scores}
+        row = {
+            "step": step,
+            "seconds": round(spent, 1),
+            "loss": loss,
+            "scale": average.config.scale,
+            **scores,
+        }
         with (out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         if log:
@@ -226,13 +237,16 @@ def train_codec(
     clock, saved, recent = time.monotonic(), spent, deque[float](maxlen=100)
     if step == 0:
         checkpoint(math.nan)
-    if progress() < 1:
-        batches = _batches(settings, step, lambda: progress() < settings.crop_share, workers)
+    if progress(step) < 1:
+        batches = _batches(settings, step, progress, workers)
         clock = time.monotonic()
         for frames in batches:
             for group in optimizer.param_groups:
-                cosine = 0.5 + 0.5 * math.cos(math.pi * progress())
-                group["lr"] = settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * (0.01 + 0.99 * cosine)
+                cosine = 0.5 + 0.5 * math.cos(math.pi * progress(step))
+                group["lr"] = (
+                    settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * (0.01 + 0.99 * cosine)
+                )
+            generator.manual_seed(settings.seed * 1_000_003 + step)  # so that a resumed run draws the same
             loss = _train_step(model, to_video(frames, device)[:, :, 0], settings, generator)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -242,17 +256,19 @@ def train_codec(
             recent.append(loss)
             now = time.monotonic()
             spent, clock = spent + now - clock, now
-            finished = progress() >= 1
+            finished = progress(step) >= 1
             if finished or spent - saved >= settings.save_every:
                 checkpoint(sum(recent) / len(recent))
-                saved, clock = spent, time.monotonic() if settings.steps else clock
+                saved = spent
             if finished:
                 batches.close()
                 break
     return average
 
 
-def _train_step(model: FrameAutoencoder, pixels: Tensor, settings: CodecTraining, generator: torch.Generator) -> float:
+def _train_step(
+    model: FrameAutoencoder, pixels: Tensor, settings: CodecTraining, generator: torch.Generator
+) -> float:
     """Forward and backward of one batch (N, 3, H, W); returns its loss."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.bf16):
@@ -273,14 +289,16 @@ def _train_step(model: FrameAutoencoder, pixels: Tensor, settings: CodecTraining
 @torch.no_grad()
 def _follow(average: FrameAutoencoder, model: FrameAutoencoder, keep: float) -> None:
     ours, theirs = list(average.parameters()), list(model.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - keep)  # type: ignore[attr-defined]
+    torch._foreach_lerp_(ours, theirs, 1 - keep)
 
 
-def _batches(settings: CodecTraining, step: int, cropping, workers: int) -> Iterator[NDArray[np.uint8]]:
+def _batches(
+    settings: CodecTraining, step: int, progress: Callable[[int], float], workers: int
+) -> Generator[NDArray[np.uint8], None, None]:
     """Endless batches from `step` on; with workers, rendered ahead in other processes."""
 
     def arguments() -> tuple[int, int, int, int, int]:
-        crop = settings.crop if cropping() else settings.size
+        crop = settings.crop if progress(step) < settings.crop_share else settings.size
         return settings.seed, step, settings.size, crop, settings.pixels * (settings.size // crop) ** 2
 
     if workers == 0:
@@ -299,7 +317,9 @@ def _batches(settings: CodecTraining, step: int, cropping, workers: int) -> Iter
             pool.shutdown(cancel_futures=True)
 
 
-def _save_state(path: Path, model, average, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
+def _save_state(
+    path: Path, model, average, optimizer: torch.optim.Optimizer, step: int, spent: float
+) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -307,7 +327,7 @@ def _save_state(path: Path, model, average, optimizer: torch.optim.Optimizer, st
     metadata = {"step": str(step), "spent": str(spent), "scale": str(average.config.scale)}
     draft = path.with_suffix(".tmp")
     save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata)
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def _load_state(path: Path, model, average, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
