@@ -84,7 +84,7 @@ def find_spec(name: str) -> ModelSpec:
 
     if name in VARIANTS:
         return VARIANTS[name].spec()
-    from framepack.models.bundle import model_folder
+    from framepack.models.spec import model_folder
     from framepack.models.spec import ModelSpec
 
     return ModelSpec.load(model_folder(name))

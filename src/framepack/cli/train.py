@@ -57,7 +57,7 @@ def train(
 
     from framepack.codecs.frame import FrameAutoencoder
     from framepack.data.latents import codec_digest
-    from framepack.models.bundle import BUNDLED
+    from framepack.models.spec import BUNDLED
     from framepack.recipes import bundled as recipes
     from framepack.training.loop import train as run
 

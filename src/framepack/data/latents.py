@@ -62,8 +62,8 @@ def encode_shard(codec: FrameAutoencoder, config: CacheConfig, shard: int) -> to
         scene = scene_of(config.seed, clip, config.frames)
         pixels = torch.from_numpy(scene.render(range(config.frames), config.height, config.width))
         video = pixels.to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        clips.append(codec.encode(video)[0].transpose(0, 1).half().cpu())
-    return torch.stack(clips)
+        clips.append(codec.encode(video)[0].transpose(0, 1).half().cpu().contiguous())
+    return torch.stack(clips).contiguous()
 
 
 def build_cache(

@@ -16,11 +16,10 @@ import torch
 
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.words import WordConditioner
-from framepack.errors import InputError, ModelError, UnknownNameError
-from framepack.models.spec import SPEC_FILE, ModelSpec
+from framepack.errors import InputError, ModelError
+from framepack.models.spec import ModelSpec, model_folder
 from framepack.models.wan import PackedWanTransformer3DModel
 
-BUNDLED = Path(__file__).parent / "bundled"
 PARTS = {
     "transformer": PackedWanTransformer3DModel,
     "codec": FrameAutoencoder,
@@ -44,18 +43,6 @@ class Bundle:
         for part in PARTS:
             getattr(self, part).save_pretrained(folder / part)
         self.spec.save(folder)
-
-
-def model_folder(name: str) -> Path:
-    """The folder that a name or path stands for.
-
-    Raises:
-        UnknownNameError: neither ``bundled`` nor a folder with a ``framepack.json``.
-    """
-    folder = BUNDLED if name == "bundled" else Path(name)
-    if not (folder / SPEC_FILE).is_file():
-        raise UnknownNameError("model", name, ["bundled", f"a folder with {SPEC_FILE}"])
-    return folder
 
 
 def digest_of(folder: Path) -> str:

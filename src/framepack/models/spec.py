@@ -12,6 +12,19 @@ from framepack.packing.schedule import Kernel, PackingSchedule
 from framepack.planning.method import METHODS, Method, named_method
 
 SPEC_FILE = "framepack.json"
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+def model_folder(name: str) -> Path:
+    """The folder that a name or path stands for.
+
+    Raises:
+        UnknownNameError: neither ``bundled`` nor a folder with a ``framepack.json``.
+    """
+    folder = BUNDLED if name == "bundled" else Path(name)
+    if not (folder / SPEC_FILE).is_file():
+        raise UnknownNameError("model", name, ["bundled", f"a folder with {SPEC_FILE}"])
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             pos_embed_seq_len=pos_embed_seq_len,
         )
         width = num_attention_heads * attention_head_dim
-        self.packing_kernels = PatchKernels([tuple(k) for k in context_kernels], latent_channels, width)
+        self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
 
     @classmethod
     def adopt(
@@ -103,7 +103,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         for name, parameter in base.named_parameters(recurse=False):
             setattr(model, name, parameter)
         width = config["num_attention_heads"] * config["attention_head_dim"]
-        model.packing_kernels = PatchKernels([tuple(k) for k in kernels], channels, width)
+        model.packing_kernels = PatchKernels(kernels, channels, width)
         model.packing_kernels.to(base.patch_embedding.weight.device, base.patch_embedding.weight.dtype)
         model.packing_kernels.initialise(base.patch_embedding)
         return model.train(base.training)

@@ -6,6 +6,8 @@ n tokens of one level.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -52,10 +54,11 @@ class PatchKernels(nn.Module):
         width: D.
     """
 
-    def __init__(self, kernels: list[Kernel], channels: int, width: int) -> None:
+    def __init__(self, kernels: Iterable[Sequence[int]], channels: int, width: int) -> None:
         super().__init__()
+        sizes = [(t, h, w) for t, h, w in kernels]  # a configuration read from JSON has lists
         self.projections = nn.ModuleDict(
-            {kernel_name(k): nn.Conv3d(channels, width, kernel_size=k, stride=k) for k in kernels}
+            {kernel_name(k): nn.Conv3d(channels, width, kernel_size=k, stride=k) for k in sizes}
         )
 
     @torch.no_grad()

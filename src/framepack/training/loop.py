@@ -92,18 +92,15 @@ def spec_of(config: TrainConfig, codec: FrameAutoencoder, methods: dict[str, Met
 def save_average(
     folder: Path, config: TrainConfig, codec: FrameAutoencoder, masters: Masters, methods: dict[str, Method]
 ) -> None:
-    """The averaged weights as a model folder that ``framepack generate --model`` takes, in bfloat16."""
+    """The averaged weights as a folder for ``framepack generate --model``; the codec stays float32."""
     model, conditioner = build_modules(config, codec.config.channels)
     with torch.no_grad():
         for prefix, module in (("model", model), ("conditioner", conditioner)):
             for name, parameter in module.named_parameters():
                 parameter.data = masters.average[f"{prefix}.{name}"].cpu().bfloat16()
     spec = spec_of(config, codec, methods)
-    half = FrameAutoencoder.from_config(codec.config)
-    half.load_state_dict(codec.state_dict())
-    Bundle(
-        spec=spec, transformer=model, codec=half.to(torch.bfloat16), conditioner=conditioner, digest=""
-    ).save(folder)
+    bundle = Bundle(spec=spec, transformer=model, codec=codec, conditioner=conditioner, digest="")
+    bundle.save(folder)
 
 
 @contextlib.contextmanager
