@@ -141,9 +141,13 @@ class Manifest:
             write_file(path, line)
             good = len(line)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        if os.fstat(self._file).st_size != good:
-            os.ftruncate(self._file, good)
-            os.fsync(self._file)
+        try:
+            if os.fstat(self._file).st_size != good:
+                os.ftruncate(self._file, good)
+                os.fsync(self._file)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, record: Record) -> None:
         """Add a record; on return it is on disk."""
@@ -172,18 +176,18 @@ class Manifest:
 def _lock(folder: Path) -> int:
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise RunConflictError(
-            f"work folder '{folder}' is in use by process {owner}: wait for it or choose another --workdir"
-        ) from error
-    except OSError:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            raise RunConflictError(
+                f"work folder '{folder}' is in use by process {owner}: wait or choose another --workdir"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+    except BaseException:
         os.close(handle)
         raise
-    os.ftruncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode())
     return handle
 
 

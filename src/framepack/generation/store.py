@@ -71,16 +71,18 @@ class RunStore:
         self._stored: dict[str, Stored] = {}
         self._timeline: dict[int, tuple[Stored, int]] = {}
         self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        self.edits: dict[int, Edit] = {}
         try:
             (folder / FOLDER).mkdir(exist_ok=True)
-            for part in (folder / FOLDER).glob("*.part"):
+            for part in (folder / FOLDER).glob("*.part"):  # of a process that was killed here
                 part.unlink()
-        except OSError as error:
+            for record in self.manifest.records:
+                self._replay(record)
+        except BaseException as error:
             self.manifest.close()
-            raise unwritable(folder, error) from error
-        self.edits: dict[int, Edit] = {}
-        for record in self.manifest.records:
-            self._replay(record)
+            if isinstance(error, OSError):
+                raise unwritable(folder, error) from error
+            raise
 
     def _replay(self, record: Record) -> None:
         if record["kind"] == "latents":

@@ -1,0 +1,380 @@
+"""A run that was stopped, anywhere and any number of times, ends as if it never had been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from framepack.errors import InputError, OutputError, RunConflictError
+from framepack.generation import manifest, store
+from framepack.generation.events import Decoded, Finished, SectionFinished, Started, Step, event_json
+from framepack.generation.manifest import read_log
+from framepack.generation.pipeline import prepare
+from framepack.generation.request import GenerateRequest
+from framepack.generation.run import PreparedRun, run
+from framepack.generation.settle import importance
+from framepack.generation.stream import stream
+from framepack.models.bundle import Bundle
+from framepack.planning.method import Importance
+from framepack.video.io import read_video
+from tiny import SIZE, tiny_bundle
+
+METHODS = ["vanilla", "f1", "anti-drifting", "inverted", "inverted-plain", "similar"]
+FRAMES = 29  # ten sections of 3, the last one shortened
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over other numbers of threads round differently; processes that are compared share one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def job(folder: Path, bundle: Bundle | None = None, **values: object) -> PreparedRun:
+    settings = {"prompt": "a red ball", "frames": FRAMES, "out": folder / "v.mp4", "workdir": folder / "run"}
+    return prepare(GenerateRequest(**(settings | values)), bundle or tiny_bundle())  # type: ignore[arg-type]
+
+
+def latents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "run" / store.FOLDER).iterdir()}
+
+
+def picture(folder: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "start.png")
+    return folder / "start.png"
+
+
+def made(events: list) -> list[int]:
+    return [e.section for e in events if isinstance(e, SectionFinished) and not e.cached]
+
+
+# --- what a run says and leaves behind ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("image", [False, True])
+def test_a_whole_run(method: str, image: bool, tmp_path: Path) -> None:
+    run = job(tmp_path, method=method, image=picture(tmp_path) if image else None)
+    events = list(run.events())
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    assert isinstance(events[-2], Decoded)
+    sections = [e for e in events if isinstance(e, SectionFinished)]
+    written = sorted(frame for section in sections for frame in section.frames)
+    assert written == list(range(image, FRAMES)), "every unknown latent frame once"
+    steps = [(e.section, e.step) for e in events if isinstance(e, Step)]
+    assert steps == [(i, s) for i in range(len(sections)) for s in range(2)]
+    assert events[0].sections == len(sections) and events[0].stored == 0
+    finished = events[-1]
+    assert not finished.cached and finished.peak_memory > 1e6
+    assert set(finished.seconds) == {"prepare", "pack", "sample", "store", "decode", "encode"}
+    assert all(spent >= 0 for spent in finished.seconds.values())
+    video = read_video(tmp_path / "v.mp4")
+    assert sum(1 for _ in video.frames) == FRAMES and video.fps == 8
+    told = json.loads((tmp_path / "v.json").read_text())
+    assert told == video.metadata and told["config"] == run.config.to_json() and told["job"] == run.config.job
+    assert {p.name for p in tmp_path.iterdir()} <= {"v.mp4", "v.json", "run", "start.png"}
+    json.dumps([event_json(e) for e in events])
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path) -> None:
+    list(job(tmp_path).events())
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*.*") if p.is_file()}
+    started, finished = job(tmp_path).events()
+    assert isinstance(started, Started) and started.stored == 10
+    assert isinstance(finished, Finished) and finished.cached
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*.*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("harm", ["video", "json", "section"])
+def test_what_is_lost_is_made_again_and_no_more(harm: str, tmp_path: Path) -> None:
+    list(job(tmp_path, method="vanilla").events())
+    before = latents(tmp_path)
+    lost = {"video": tmp_path / "v.mp4", "json": tmp_path / "v.json"}.get(harm)
+    if lost is None:
+        # The video stands, so only making it anew shows that the section is gone.
+        (tmp_path / "v.mp4").unlink()
+        record = read_log(tmp_path / "run")[1][4]
+        lost = tmp_path / "run" / store.FOLDER / f"{record['key']}.safetensors"
+    lost.unlink()
+    events = list(job(tmp_path, method="vanilla").events())
+    assert made(events) == ([4] if harm == "section" else [])
+    assert lost.exists() and latents(tmp_path) == before
+    assert events[-1].cached == (harm == "json")
+
+
+def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
+    codec, seen = tiny_bundle().codec, []
+
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            seen.append(latents.clone())
+            return codec.decode(latents)
+
+    bundle = dataclasses.replace(tiny_bundle(), codec=Counting())  # type: ignore[arg-type]
+    list(job(tmp_path, bundle).events())
+    assert max(x.shape[2] for x in seen) <= 8
+    shown = torch.cat(seen, dim=2)[0].unbind(1)
+    assert len(shown) == FRAMES and len({x.numpy().tobytes() for x in shown}) == FRAMES
+
+
+def test_memory_while_decoding_is_bounded_for_long_videos(tmp_path: Path) -> None:
+    with store.RunStore(tmp_path, {}) as opened:
+        opened.place(opened.add("all", 0, range(500), torch.zeros(4, 500, 4, 4)))
+        opened.fetch(range(500))
+        assert len(opened._cache) <= store.CACHE
+
+
+# --- stopped and resumed ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
+    image = picture(tmp_path)
+    (tmp_path / "whole").mkdir()
+    list(job(tmp_path / "whole", method=method, image=image).events())
+    dice = random.Random(method)
+    seen: set[int] = set()
+    while True:
+        stop, events = dice.randint(3, 14), []
+        running = job(tmp_path, method=method, image=image).events()
+        for event in running:
+            events.append(event)
+            if len(events) >= stop and not (isinstance(event, SectionFinished) and event.cached):
+                break
+        running.close()
+        again = set(made(events))
+        assert not again & seen, "a section that was told finished is never made twice"
+        seen |= again
+        if isinstance(events[-1], Finished):
+            break
+    assert latents(tmp_path) == latents(tmp_path / "whole")
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_stopped_between_any_two_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every system call that changes the folder is once the last one."""
+    (tmp_path / "whole").mkdir()
+    list(job(tmp_path / "whole", frames=7).events())
+    calls = 0
+
+    def dying_after(limit: int, patch: pytest.MonkeyPatch) -> None:
+        def wrap(owner: object, name: str) -> None:
+            real = getattr(owner, name)
+
+            def call(*args: object, **kwargs: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls > limit:
+                    raise _Killed
+                return real(*args, **kwargs)
+
+            patch.setattr(owner, name, call)
+
+        for owner, names in ((manifest.os, ("write", "fsync")), (Path, ("replace", "mkdir"))):
+            for name in names:
+                wrap(owner, name)
+
+    limit = 0
+    while True:
+        folder = tmp_path / f"at{limit}"
+        folder.mkdir()
+        calls = 0
+        prepared = job(folder, frames=7)
+        with monkeypatch.context() as patch:
+            dying_after(limit, patch)
+            try:
+                run(prepared, lambda event: None)
+                ended = True
+            except _Killed:
+                ended = False
+        list(job(folder, frames=7).events())
+        assert latents(folder) == latents(tmp_path / "whole"), limit
+        assert sorted(p.name for p in folder.iterdir()) == ["run", "v.json", "v.mp4"]
+        if ended:
+            break
+        limit += 1
+    assert limit > 20
+
+
+def _child(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for event in job(folder, steps=8).events():
+        if isinstance(event, Started):
+            (folder / "started").touch()
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny", "framepack.generation.pipeline"])
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    begun = time.monotonic()
+    list(job(whole, steps=8).events())
+    length = time.monotonic() - begun
+    dice = random.Random(0)
+    caught = []
+    for i in range(10):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        child = context.Process(target=_child, args=(folder,))
+        child.start()
+        deadline = time.monotonic() + 120
+        while not (folder / "started").exists() and child.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(length * (i + dice.random()) / 10)
+        child.kill()
+        child.join()
+        _, records, _ = read_log(folder / "run")
+        caught.append(len(records))
+        events = list(job(folder, steps=8).events())
+        assert isinstance(events[-1], Finished)
+        assert latents(folder) == latents(whole)
+    assert sum(0 < count < 10 for count in caught) >= 3, f"too few of the kills hit the run: {caught}"
+
+
+def test_two_processes_cannot_make_the_same_run(tmp_path: Path) -> None:
+    running = job(tmp_path).events()
+    next(running)
+    with pytest.raises(RunConflictError, match="in use by process"):
+        list(job(tmp_path).events())
+    running.close()
+    assert isinstance(list(job(tmp_path).events())[-1], Finished)
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    running = job(tmp_path).events()
+    next(running)
+    (tmp_path / "v.mp4").write_bytes(b"holiday")
+    with pytest.raises(OutputError, match="appeared meanwhile"):
+        list(running)
+    assert (tmp_path / "v.mp4").read_bytes() == b"holiday"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "v.mp4"]
+    assert isinstance(list(job(tmp_path, overwrite=True).events())[-1], Finished)
+
+
+# --- redo ---
+
+
+def test_redo_makes_the_section_and_what_sees_it(tmp_path: Path) -> None:
+    list(job(tmp_path, method="vanilla").events())
+    before, video = latents(tmp_path), (tmp_path / "v.mp4").read_bytes()
+    job(tmp_path, method="vanilla").redo(7)
+    events = list(job(tmp_path, method="vanilla").events())
+    assert made(events) == [7, 8, 9]
+    after = latents(tmp_path)
+    assert len(after) == len(before) + 3 and before.items() <= after.items(), "what was made stays"
+    assert (tmp_path / "v.mp4").read_bytes() != video
+    _, finished = job(tmp_path, method="vanilla").events()
+    assert isinstance(finished, Finished) and finished.cached
+
+
+def test_redo_that_nobody_sees_changes_nothing_else(tmp_path: Path) -> None:
+    list(job(tmp_path, method="inverted").events())
+    job(tmp_path, method="inverted").redo(9)
+    assert made(list(job(tmp_path, method="inverted").events())) == [9]
+
+
+def test_redo_with_another_prompt(tmp_path: Path) -> None:
+    list(job(tmp_path, method="vanilla").events())
+    job(tmp_path, method="vanilla").redo(9, prompt="a blue star")
+    assert made(list(job(tmp_path, method="vanilla").events())) == [9]
+    last = read_log(tmp_path / "run")[1][-2]
+    assert (last["section"], last["take"], last["prompt"]) == (9, 1, "a blue star")
+    with pytest.raises(InputError, match="0 to 9"):
+        job(tmp_path, method="vanilla").redo(10)
+
+
+def test_a_redo_stopped_half_way_is_taken_up(tmp_path: Path) -> None:
+    list(job(tmp_path, method="vanilla").events())
+    job(tmp_path, method="vanilla").redo(5)
+    running = job(tmp_path, method="vanilla").events()
+    for event in running:
+        if isinstance(event, SectionFinished) and event.section == 6:
+            break
+    running.close()
+    assert set(made(list(job(tmp_path, method="vanilla").events()))) in ({7, 8, 9}, {8, 9})
+
+
+# --- importance ---
+
+
+def test_history_is_chosen_by_what_is_there_and_recorded(tmp_path: Path) -> None:
+    run = job(tmp_path, method="similar")
+    list(run.events())
+    records = read_log(tmp_path / "run")[1]
+    rows = {r["section"]: r["row"] for r in records if r["kind"] == "latents"}
+    planned = {section.index: section for section in run.plan.sections}
+    chosen = {i: sorted(f for level in row["context"] for f in level["frames"]) for i, row in rows.items()}
+    assert all(set(frames) <= set(planned[i].candidates) for i, frames in chosen.items())
+    assert any(frames != sorted(planned[i].context_frames) for i, frames in chosen.items())
+
+
+def test_importance_follows_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    frames, estimate = rng.normal(size=(3, 5, 2, 2)), rng.normal(size=(3, 2, 2))
+    seconds = np.array([-0.5, -1.0, -2.0, 0.0, 1.5])
+    cosine = (frames * estimate[:, None]).sum(0) / (
+        np.linalg.norm(frames, axis=0) * np.linalg.norm(estimate, axis=0)[None]
+    )
+    similarity, nearness = cosine.mean((1, 2)), np.exp(-(seconds**2))
+    tensors = (torch.tensor(frames), torch.tensor(estimate), torch.tensor(seconds))
+    for rule, expected in (
+        (Importance(kind="time"), nearness),
+        (Importance(kind="similarity"), similarity),
+        (Importance(kind="hybrid", weight=0.3), similarity + 0.3 * nearness),
+    ):
+        np.testing.assert_allclose(importance(*tensors, rule).numpy(), expected, rtol=1e-6)
+
+
+# --- the stream ---
+
+
+def test_errors_of_the_work_reach_the_listener() -> None:
+    def work(emit):
+        emit(Decoded(frames=1, seconds=0))
+        raise OutputError("full")
+
+    events = stream(work)
+    assert next(events) == Decoded(frames=1, seconds=0)
+    with pytest.raises(OutputError, match="full"):
+        next(events)
+
+
+def test_closing_stops_the_work_and_waits_for_it() -> None:
+    ended = threading.Event()
+
+    def work(emit):
+        try:
+            for i in range(10**9):
+                emit(Decoded(frames=i, seconds=0))
+        finally:
+            time.sleep(0.05)
+            ended.set()
+
+    events = stream(work)
+    next(events)
+    events.close()
+    assert ended.is_set()
+    assert not any(thread.name == "framepack-run" for thread in threading.enumerate())
