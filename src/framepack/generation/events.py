@@ -78,8 +78,8 @@ class Finished:
     Attributes:
         config: JSON of the resolved configuration, beside the video.
         cached: everything was there already and nothing was done.
-        seconds: time by stage of this run: ``prepare``, ``pack``, ``sample``, ``store``, ``decode`` (latents to
-            pixels), ``encode`` (pixels to the video file).
+        seconds: time by stage of this run: ``prepare``, ``pack``, ``sample``, ``store``, ``decode`` (latents
+            to pixels), ``encode`` (pixels to the video file).
         peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
     """
 
