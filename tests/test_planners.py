@@ -241,6 +241,41 @@ def test_inverted_gaps_are_clamped():
     assert history(first) == [("start", [0], [0])]
 
 
+def test_absent_frames_get_indices_of_their_own():
+    schedule = PackingSchedule.parse("f1k1f2k1_x_td_f3k1f1k1_x_f1k1f1k1")
+    method = Method(schedule=schedule, order="vanilla", section_size=S, absent="zeros")
+    only = plan(video(33, 0), method).sections[0]  # frame 0 is the start; no history, no end
+    assert only.positions == (7, 8, 9, 10, 11, 12, 13, 14)
+    assert history(only) == [
+        ("history", [None, None, None], [2, 3, 4]),
+        ("history", [None], [5]),
+        ("start", [0], [6]),
+        ("start", [None, None], [0, 1]),
+        ("end", [None], [15]),
+        ("end", [None], [16]),
+    ]
+
+
+def test_inverted_slots_with_a_tail_and_an_end():
+    schedule = PackingSchedule.parse("f1k1_x_tc_f1k2f1k1_x_f1k1f2k1")
+    method = Method(schedule=schedule, order="inverted", section_size=S, positions="released")
+    last = plan(sections_of(3), method).sections[-1]
+    assert last.positions == (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    near_to_far = [("history", [11], [11]), ("history", [10], [10])]
+    assert history(last) == [
+        ("tail", list(range(12, 25)), [12]),
+        *near_to_far,
+        ("start", [0], [0]),
+        ("end", [25], [13]),
+        ("end", [26, 27], [14, 15]),
+    ]
+    zeros = plan(sections_of(3), replace(method, absent="zeros")).sections
+    assert history(zeros[0])[-2:] == [("end", [None], [31]), ("end", [None, None], [32, 33])]
+    # Half an end: what is known of the video's last frames stays at the far side.
+    short = plan(video(1 + 4 * 10, 0), replace(method, absent="zeros")).sections[-1]
+    assert history(short)[-2:] == [("end", [None], [13]), ("end", [None, 10], [14, 15])]
+
+
 def test_planned_91_frames_in_full():
     made = plan(video(91, 0), named_method("planned")).sections
     assert history(made[0]) == [("history", [0], [0])]
@@ -463,7 +498,8 @@ def test_gap_positions_follow_time(timeline, method):
             assert then - at == step or (means and 0 < then - at <= step)
         lows = [p for _, p in ordered] + absent + [p for c in section.context for p in c.positions]
         assert min(lows) == 0
-        assert not set(absent) & set(section.positions)
+        assert len(set(absent)) == len(absent)
+        assert not set(absent) & {p for _, p in ordered}
 
 
 @settings(max_examples=300, deadline=None)
@@ -630,6 +666,15 @@ def test_choosing_gives_fine_levels_to_important_frames():
     assert [p for _, p in ordered][:4] == [0, 10, 20, 30]  # gaps clamped to nine missing frames
     assert chosen.past == (351,) and chosen.candidates == section.candidates
     assert chosen.positions[0] == ordered[-1][1] + 1
+
+
+def test_f1_may_choose_its_start_frame_again():
+    importance = Importance(kind="similarity", pool=30)
+    section = plan(sections_of(1), replace(named_method("f1"), importance=importance)).sections[0]
+    assert section.candidates == (0,)
+    kept = replace(named_method("vanilla"), importance=importance)
+    kept = kept.with_schedule(PackingSchedule.named("start-frame"))
+    assert plan(sections_of(2), kept).sections[1].candidates == tuple(range(1, 10))
 
 
 def test_choosing_under_constant_positions_keeps_the_slots():

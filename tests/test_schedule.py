@@ -194,6 +194,13 @@ def test_lambda_2_is_the_kernel_row():
     assert PackingSchedule.from_lambda(2).limit_tokens(GRID_480P) == 1560 + 780 + 390 + 208 + 104 + 104
 
 
+def test_small_lambdas_have_more_terms():
+    # 1/1.5^i at rates rounded down; after ten terms 3 / 1.5^10 = 0.05 of a frame is left.
+    ages = [1, 2, 4, 4, 8, 8, 16, 32, 32, 64]
+    schedule = PackingSchedule.from_lambda(1.5)
+    assert [level.volume // 4 for level in reversed(schedule.levels) for _ in range(level.frames)] == ages
+
+
 def test_budget_digits():
     assert counts(PackingSchedule.from_budget(2)) == {16: 1, 8: 1, 4: 1, 2: 1, 1: 1}
     assert counts(PackingSchedule.from_budget(2.5)) == {16: 1, 8: 1, 4: 1, 2: 2, 1: 1}

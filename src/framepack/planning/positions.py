@@ -44,7 +44,7 @@ def _gap(
 ) -> tuple[list[int], list[list[int]]]:
     """True time indices; between two present frames at most ``max_gap`` missing ones; lowest index 0.
 
-    Absent history stands beside the farthest present one, where it would come next.
+    Absent frames get indices of their own, before or after all that is present.
     """
     targets = [frame for span in spans for frame in span.frames]
     frames = [_stand_ins(method, level) for level in context]
@@ -66,21 +66,17 @@ def _gap(
 def _place_absent(
     method: Method, context: Sequence[ContextLevel], places: list[list[int | None]], targets: list[int]
 ) -> None:
-    """Fill the positions of absent frames: downward before the target, upward after it."""
+    """Fill the positions of absent frames: below all that is present, or above where they lie ahead."""
     history, start, end = (_of_role(context, role) for role in ("history", "start", "end"))
     history, start = history[::-1], start[::-1]
-    # A pinned start lies far off; absent history belongs beside the history, not before that start.
-    if is_backward(method):
-        below, above, down, up = start, history, start, history + end
-    else:
-        below, above, down, up = history, end, history + start, end
-    low = min([*targets, *(p for i in below for p in places[i] if p is not None)])
+    down, up = (start, history + end) if is_backward(method) else (history + start, end)
+    present = [*targets, *(place for level in places for place in level if place is not None)]
+    low, high = min(present), max(present)
     for i in down:
         for j in reversed(range(len(places[i]))):
             if places[i][j] is None:
                 low -= 1
                 places[i][j] = low
-    high = max([*targets, *(p for i in above for p in places[i] if p is not None)])
     for i in up:
         for j in range(len(places[i])):
             if places[i][j] is None:
