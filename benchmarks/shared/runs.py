@@ -1,0 +1,102 @@
+"""A run as users have it, from request to video on disk, timed and weighed section by section."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from framepack.generation.events import Decoded, Finished, SectionFinished, Started
+from framepack.generation.pipeline import prepare
+from framepack.generation.request import GenerateRequest
+from framepack.models.bundle import Bundle
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionCost:
+    """One section.
+
+    Attributes:
+        seconds: from the end of the one before to its own: choosing, packing, sampling, storing.
+        cpu_seconds: of all threads of this process; hardly moved by what else the machine is doing.
+        resident: bytes of memory after it.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    resident: int
+
+
+@dataclass(kw_only=True)
+class RunCost:
+    """A whole run.
+
+    Attributes:
+        stages: seconds by stage, as ``Finished`` tells them; empty when the run was stopped.
+        wall: seconds from the first event to the last.
+        resident: bytes of memory after decoding; 0 when the run was stopped.
+    """
+
+    context_tokens: int = 0
+    frames: int = 0
+    fps: float = 0.0
+    sections: list[SectionCost] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    wall: float = 0.0
+    resident: int = 0
+
+
+def measure(
+    request: GenerateRequest,
+    bundle: Bundle | None = None,
+    *,
+    stop: Callable[[RunCost], bool] = lambda cost: False,
+    on_section: Callable[[RunCost, int], None] = lambda cost, sections: None,
+) -> RunCost:
+    """Carry a request out in a folder that is removed afterwards.
+
+    Args:
+        bundle: a loaded model in place of the request's own.
+        stop: asked after every section; the run ends there when it says so.
+        on_section: told the cost so far and how many sections there will be.
+    """
+    cost = RunCost()
+    with tempfile.TemporaryDirectory(prefix="framepack-benchmark-") as name:
+        folder = Path(name)
+        job = prepare(replace(request, out=folder / "video.mp4", workdir=folder / "run"), bundle)
+        cost.context_tokens, cost.frames, cost.fps = job.context_tokens, job.config.frames, job.config.fps
+        begun, cpu = time.perf_counter(), time.process_time()
+        events = job.events()
+        for event in events:
+            if isinstance(event, Started):
+                begun, cpu = time.perf_counter(), time.process_time()
+            elif isinstance(event, SectionFinished):
+                spent = time.process_time()
+                section = SectionCost(seconds=event.seconds, cpu_seconds=spent - cpu, resident=resident())
+                cost.sections.append(section)
+                cpu = spent
+                on_section(cost, event.sections)
+                if stop(cost):
+                    events.close()  # type: ignore[attr-defined]
+                    break
+            elif isinstance(event, Decoded):
+                cost.resident = resident()
+            elif isinstance(event, Finished):
+                cost.stages = dict(event.seconds)
+        cost.wall = time.perf_counter() - begun
+    return cost
+
+
+def resident() -> int:
+    """Bytes of memory this process holds now; the most it has held where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

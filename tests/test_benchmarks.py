@@ -1,0 +1,169 @@
+"""Every benchmark runs, on a model of random weights; what it measures is not asserted, its sums are."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from framepack.metrics.drift import drift
+from framepack.planning.method import METHODS
+from tiny import SECTION, SIZE, save_tiny, tiny_bundle, tiny_spec
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A benchmark as a module of its own name; beside it lies what they share."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def outputs(folder: Path) -> list[str]:
+    return ["--out", str(folder / "found.md"), "--out", str(folder / "found.json")]
+
+
+def check_outputs(folder: Path, name: str, arguments: list[str], shown: str) -> dict:
+    """Both files and the terminal tell the command; gives the JSON."""
+    found = json.loads((folder / "found.json").read_text())
+    text = (folder / "found.md").read_text()
+    assert found["command"].startswith(f"python benchmarks/{name}.py --model")
+    assert all(argument in found["command"] for argument in arguments)
+    assert found["command"] in text and found["command"] in shown
+    assert text.count("| ---") >= 1 and found["machine"]["threads"] == 1
+    return found
+
+
+def test_drift(model, tmp_path, capsys):
+    arguments = ["--model", model, "--clips", "2", "--frames", "13", "--batch", "2", *outputs(tmp_path)]
+    assert load("drift").main(arguments) == 0
+    found = check_outputs(tmp_path, "drift", arguments, capsys.readouterr().out)
+    assert found["sections"] == {"vanilla": 4, "f1": 4, "anti-drifting": 3, "inverted": 4}
+    assert set(found["drift"]) == {"the world", "vanilla", "f1", "anti-drifting", "inverted"}
+    for method in found["drift"].values():
+        for metric in method.values():
+            for kind, values in metric.items():
+                assert len(values["clips"]) == 2
+                if kind == "absolute":
+                    assert values["mean"]["value"] == pytest.approx(np.mean(values["clips"]))
+    assert found["drift"]["the world"]["colourfulness"]["beyond"]["clips"] == [0, 0]
+
+
+def test_drift_clips_keep_their_words_and_begin_with_their_picture():
+    bundle = tiny_bundle()
+    benchmark = load("drift")
+    clips = benchmark.held_out_clips(bundle, 3, 40)
+    assert len({clip.pair.picture.tobytes() for clip in clips}) == 3
+    for clip in clips:
+        assert clip.truth.shape == (40, SIZE, SIZE, 3)
+        assert clip.pair.picture.shape == (SIZE, SIZE, 3)
+        assert {clip.pair.colour, clip.pair.direction} <= set(clip.pair.words)
+        through = benchmark.through_codec(bundle, clip.pair.picture[None])[0]
+        # Another batch rounds differently, by a level at most.
+        assert np.abs(through.astype(int) - clip.truth[0]).max() <= 1
+
+
+def test_drift_beyond_the_world_takes_the_content_out():
+    """A video as its scene, only ever duller, drifts by what it lost; one that is its scene by nothing."""
+    beyond = load("drift").beyond
+    truth = 10 + np.sin(np.arange(40.0)) + np.arange(40) / 10
+    assert drift(truth).absolute > 3
+    assert beyond(truth, truth).absolute == 0
+    lost = np.linspace(0, 5, 40)
+    found = beyond(truth - lost, truth)
+    assert found.absolute == pytest.approx(drift(lost).absolute / truth.mean())
+    assert found.change < 0
+
+
+def test_context(model, tmp_path, capsys):
+    plot = tmp_path / "plot.png"
+    counts = ["--sections", "9", "--window", "3", "--warm-up", "2", "--baseline-sections", "5"]
+    arguments = ["--model", model, *counts, "--steps", "1", "--plot", str(plot), *outputs(tmp_path)]
+    assert load("context").main(arguments) == 0
+    found = check_outputs(tmp_path, "context", arguments, capsys.readouterr().out)
+    assert len(found["packed"]) == 9 and 1 <= len(found["full_history"]) <= 5
+    assert [(w["start"], w["stop"]) for w in found["windows"]] == [(3, 6), (6, 9)]
+    expected = np.quantile([s["seconds"] for s in found["packed"][6:]], [0.25, 0.5, 0.75])
+    assert found["windows"][1]["seconds"] == pytest.approx(expected)
+    medians = [window["seconds"][1] for window in found["windows"]]
+    assert found["ratio"]["seconds"]["value"] == pytest.approx(medians[1] / medians[0])
+    assert all(section["resident"] > 1e6 and section["cpu_seconds"] > 0 for section in found["packed"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "planned"])
+def test_full_history_sees_every_earlier_latent_unpacked(method):
+    """By section the tokens are those of all frames known before it, at the base kernel."""
+    benchmark, spec = load("context"), tiny_spec()
+    options = benchmark.argparse.Namespace(
+        method=method, image=None, prompt="", steps=None, guidance=None, seed=0
+    )
+    request = benchmark.baseline_request(options, spec, 7)
+    selection = benchmark.select(request, spec)
+    frame = (SIZE // spec.spatial_stride) ** 2
+    known = 0
+    for section, tokens in zip(
+        selection.plan.sections, benchmark.tokens_by_section(request, spec), strict=True
+    ):
+        repeated = method == "f1" and section.index > 0  # it keeps its start frame in the history too
+        assert tokens == (known + repeated) * frame
+        known += len(section.frames)
+    assert known == 7 * SECTION
+
+
+def test_speed(model, tmp_path, capsys):
+    arguments = ["--model", model, "--seconds", "1", "--steps", "1", "--repeats", "2", *outputs(tmp_path)]
+    assert load("speed").main(arguments) == 0
+    found = check_outputs(tmp_path, "speed", arguments, capsys.readouterr().out)
+    kinds = [(run["dtype"], run["guidance"]) for run in found["runs"]]
+    assert kinds == [(t, g) for t in ("float32", "bfloat16") for g in (1.0, 1.5) for _ in range(2)]
+    for run in found["runs"]:
+        assert set(run["stages"]) == {"pack", "sample", "store", "decode", "encode", "other"}
+        assert sum(run["stages"].values()) == pytest.approx(run["wall"], rel=1e-6)
+        assert run["stages"]["sample"] > 0 and run["stages"]["encode"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "rule"),
+    [
+        ("drift", ["--model", "nowhere"], "unknown model"),
+        ("context", ["--out", "found.txt"], "must end in .md or .json"),
+        ("context", ["--plot", "plot.pdf"], "must end in .png"),
+        ("context", ["--sections", "50"], "no two windows"),
+        ("speed", ["--seconds", "-1"], "seconds"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(name, arguments, rule, model, capsys):
+    first = [] if "--model" in arguments else ["--model", model]
+    with pytest.raises(SystemExit) as stopped:
+        load(name).main([*first, *arguments])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and rule in said and said.count("\n") == 1
