@@ -37,8 +37,7 @@ def table() -> list[dict[str, Any]]:
     without padding. The start frame is counted on its own, in ``start_tokens``.
     """
     from framepack.errors import UnknownNameError
-    from framepack.models.spec import model_folder
-    from framepack.models.spec import ModelSpec
+    from framepack.models.spec import ModelSpec, model_folder
     from framepack.models.variants import VARIANTS
 
     rows = []

@@ -84,8 +84,7 @@ def find_spec(name: str) -> ModelSpec:
 
     if name in VARIANTS:
         return VARIANTS[name].spec()
-    from framepack.models.spec import model_folder
-    from framepack.models.spec import ModelSpec
+    from framepack.models.spec import ModelSpec, model_folder
 
     return ModelSpec.load(model_folder(name))
 

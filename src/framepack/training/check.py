@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from framepack.conditioning.lexicon import SLOT_OF, SLOTS
 from framepack.data.world import sample_scene
@@ -105,6 +106,22 @@ def make_videos(
     return videos
 
 
+def sheet_of(videos: list[np.ndarray], columns: int = 9) -> Image:
+    """A row of frames for each video."""
+    shown = [v[i] for v in videos for i in np.linspace(0, len(v) - 1, columns).round().astype(int)]
+    return contact_sheet(shown, columns, tile_width=128)
+
+
+def sample_sheet(bundle: Bundle, path: Path, rows: int = 5, frames: int = 25) -> None:
+    """A picture of a model at work on held-out pairs: ``rows`` with a picture, as many without."""
+    pairs = held_out_pairs(rows, bundle.spec.buckets[0])
+    method = bundle.spec.method(None)
+    videos = [
+        v for image in (True, False) for v in make_videos(bundle, pairs, method, image=image, frames=frames)
+    ]
+    sheet_of(videos).save(path)
+
+
 def held_out_check(
     model: str, *, clips: int, out: Path, method: str | None = None, frames: int = 25
 ) -> dict[str, object]:
@@ -129,7 +146,6 @@ def held_out_check(
                 if any(p.direction == d for p in pairs)
             },
         }
-        shown = [v[i] for v in videos[:10] for i in np.linspace(0, frames - 1, 9).round().astype(int)]
-        contact_sheet(shown, 9, tile_width=128).save(out / f"{kind}.png")
+        sheet_of(videos[:10]).save(out / f"{kind}.png")
     (out / "check.json").write_text(json.dumps(report, indent=2) + "\n")
     return report

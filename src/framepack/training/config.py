@@ -75,5 +75,6 @@ class TrainConfig:
     ema: float = 0.997
     seed: int = 0
     save_every: int = 100
+    sheet_every: int = 500
     device: str = "auto"
     init: str | None = None

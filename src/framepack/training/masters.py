@@ -49,12 +49,8 @@ class Masters:
 
         ``scale`` multiplies the learning rate.
         """
-        flat = torch.cat(
-            [
-                torch.zeros(p.numel()) if p.grad is None else p.grad.float().flatten()
-                for p in self.live.values()
-            ]
-        )
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.live.values()]
+        flat = torch.cat([grad.float().flatten() for grad in grads])
         if dist.is_initialized():
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
