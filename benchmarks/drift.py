@@ -153,7 +153,7 @@ def direction_table(results: Results, labels: dict[str, str]) -> Table:
         rows=tuple(rows),
         notes=(
             "%: end - start, beyond the world's; below 0 the video blurs, or pales",
-            "less vanilla's: clip by clip; below 0 drifts less than vanilla, an interval without 0 is a difference",
+            "less vanilla's: clip by clip; below 0 drifts less, an interval without 0 is a difference",
         ),
     )
 
