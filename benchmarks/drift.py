@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from framepack.data.world import sample_scene
+from framepack.generation.decode import to_uint8
 from framepack.metrics.bootstrap import Interval, bootstrap
 from framepack.metrics.drift import SHARE, Drift, drift
 from framepack.metrics.quality import QUALITIES
 from framepack.models.bundle import Bundle, load_bundle, pick_device
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
-from framepack.training.check import HELD_OUT, Pair, make_videos, to_pixels
+from framepack.training.check import HELD_OUT, Pair, make_videos
 from shared.report import Report, Table, carry_out, finite, machine
 
 METHODS = ("vanilla", "f1", "anti-drifting", "inverted")
@@ -64,7 +65,7 @@ def through_codec(bundle: Bundle, drawn: NDArray[np.uint8], batch: int = 16) -> 
     for start in range(0, len(drawn), batch):
         pixels = torch.from_numpy(drawn[start : start + batch]).permute(3, 0, 1, 2)[None]
         video = pixels.to(parameter.device, parameter.dtype) / 127.5 - 1
-        parts.append(to_pixels(codec.decode(codec.encode(video)))[0])
+        parts.append(to_uint8(codec.decode(codec.encode(video))[0]).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -128,6 +128,8 @@ def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
             seen.append(latents.clone())
             return codec.decode(latents)
 
+        preview = staticmethod(codec.preview)
+
     bundle = dataclasses.replace(tiny_bundle(), codec=Counting())  # type: ignore[arg-type]
     list(job(tmp_path, bundle).events())
     assert max(x.shape[2] for x in seen) <= 8

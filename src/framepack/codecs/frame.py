@@ -142,3 +142,11 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         flat = latents.transpose(1, 2).flatten(0, 1).to(self.shift.dtype)
         pixels = self.decoder(flat / self.config.scale + self.shift[:, None, None])
         return pixels.clamp(-1, 1).unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """A rough video from the linear path alone; shapes as in ``decode``, any device."""
+        batch, _, frames = latents.shape[:3]
+        flat = latents.transpose(1, 2).flatten(0, 1).to(self.shift)
+        raw = flat / self.config.scale + self.shift[:, None, None]
+        pixels = F.pixel_shuffle(self.decoder.linear(raw), self.config.stride)
+        return pixels.clamp(-1, 1).unflatten(0, (batch, frames)).transpose(1, 2)

@@ -77,7 +77,6 @@ class RunConfig:
 def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> RunConfig:
     """The configuration that a request and its selection come to with a loaded model."""
     spec = bundle.spec
-    parameter = next(bundle.transformer.parameters())
     return RunConfig(
         model=spec.name,
         model_digest=bundle.digest,
@@ -94,8 +93,8 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         image=None if selection.picture is None else picture_digest(selection.picture),
-        device=parameter.device.type,
-        dtype=dtype_name(parameter.dtype),
+        device=bundle.transformer.device.type,
+        dtype=dtype_name(bundle.transformer.dtype),
     )
 
 

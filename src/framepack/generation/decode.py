@@ -23,6 +23,12 @@ class Decoder(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
 
 
+class Previewer(Protocol):
+    """A codec that can show a latent without decoding it."""
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+
 def decode_frames(
     codec: Decoder,
     fetch: Callable[[Sequence[int]], torch.Tensor],
@@ -47,6 +53,15 @@ def decode_frames(
         yield from frames[:left]
         left -= len(frames)
     assert left <= 0, f"the codec gave {-left} frames too few"
+
+
+@torch.inference_mode()
+def preview(
+    codec: Previewer, fetch: Callable[[Sequence[int]], torch.Tensor], frames: Sequence[int]
+) -> np.ndarray:
+    """A rough picture of the middle one of ``frames``, uint8 (H, W, 3); much cheaper than decoding."""
+    middle = frames[len(frames) // 2]
+    return to_uint8(codec.preview(fetch([middle]))[0]).cpu().numpy()[0]
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:

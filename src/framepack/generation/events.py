@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
@@ -53,6 +55,7 @@ class SectionFinished:
         latents: its safetensors file, tensor ``latents`` (C, T, h, w).
         cached: it was there from an earlier run.
         seconds: time spent on it now; 0 when cached.
+        preview: uint8 (H, W, 3), a rough picture of its middle frame; decoding proper comes at the end.
     """
 
     section: int
@@ -61,6 +64,7 @@ class SectionFinished:
     latents: Path
     cached: bool
     seconds: float
+    preview: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,10 @@ Event = Started | Step | SectionFinished | Decoded | Finished
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """The event as JSON, its name under ``event``; paths become strings."""
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}
+    """The event as JSON, its name under ``event``; paths become strings, pictures are left out."""
+    values = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(event).items()
+        if not isinstance(value, np.ndarray)
+    }
     return {"event": type(event).__name__, **values}

@@ -5,7 +5,6 @@ Legend: C latent channels, T frames of the section, h w latent grid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from framepack.generation.store import Edit, RunStore
 from framepack.models.bundle import Bundle
 from framepack.packing.context import pack
 from framepack.planning.sections import Section
-from framepack.sampling.flow import balanced_shift, make_sigmas
+from framepack.sampling.flow import section_sigmas
 from framepack.sampling.section import sample_section
 from framepack.sampling.solvers import solver_named
 
@@ -50,8 +49,7 @@ class SectionMaker:
 
     def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock) -> None:
         self.config, self.bundle, self.clock = config, bundle, clock
-        parameter = next(bundle.transformer.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = bundle.transformer.device, bundle.transformer.dtype
         self._prompts: dict[str, torch.Tensor] = {}
 
     def make(self, section: Section, edit: Edit, store: RunStore, on_step: OnStep) -> torch.Tensor:
@@ -80,7 +78,9 @@ class SectionMaker:
                 prompt=prompt,
                 negative=negative,
                 guidance=config.guidance,
-                sigmas=self._sigmas(noise),
+                sigmas=section_sigmas(
+                    config.steps, config.shift, noise.shape[2:], self.bundle.spec.base_kernel
+                ),
                 solver=solver_named(config.solver),
                 on_step=on_step,
             )
@@ -92,12 +92,6 @@ class SectionMaker:
         grid = (self.config.height // spec.spatial_stride, self.config.width // spec.spatial_stride)
         generator = torch.Generator().manual_seed(section_seed(self.config.seed, section.index, edit.take))
         return torch.randn(1, spec.latent_channels, len(section.frames), *grid, generator=generator)
-
-    def _sigmas(self, noise: torch.Tensor) -> torch.Tensor:
-        kernel = self.bundle.spec.base_kernel
-        tokens = math.prod(-(-size // k) for size, k in zip(noise.shape[2:], kernel, strict=True))
-        shift = balanced_shift(tokens) if self.config.shift is None else self.config.shift
-        return make_sigmas(self.config.steps, shift)
 
     @torch.inference_mode()
     def _encode(self, prompt: str) -> torch.Tensor:

@@ -143,11 +143,6 @@ def _timeline(request: GenerateRequest, spec: ModelSpec) -> Timeline:
     else:
         seconds = SECONDS if request.seconds is None else request.seconds
         timeline = Timeline.from_seconds(seconds, fps=spec.fps, stride=spec.temporal_stride, known=known)
-    if timeline.latent_frames == len(known):
-        raise InputError(
-            f"{timeline.frames} frames are no more than the start image itself: ask for at least "
-            f"{timeline.frames + 1}"
-        )
     return timeline
 
 

@@ -13,7 +13,7 @@ import torch
 from framepack.errors import OutputError
 from framepack.generation.clock import Clock, peak_memory
 from framepack.generation.config import RunConfig
-from framepack.generation.decode import decode_frames
+from framepack.generation.decode import decode_frames, preview
 from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started, Step
 from framepack.generation.hashing import hash_file, hash_json
 from framepack.generation.maker import OnStep, SectionMaker, section_key, section_row
@@ -112,6 +112,7 @@ def run(job: PreparedRun, emit: Emit) -> None:
                     latents=store.path(key),
                     cached=cached,
                     seconds=0.0 if cached else time.perf_counter() - begun,
+                    preview=preview(job.bundle.codec, store.fetch, section.frames),
                 )
             )
         begun = time.perf_counter()

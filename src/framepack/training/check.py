@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from framepack.conditioning.lexicon import SLOT_OF, SLOTS
 from framepack.data.world import sample_scene
+from framepack.generation.decode import to_uint8
 from framepack.metrics.motion import direction
 from framepack.models.bundle import Bundle, load_bundle
 from framepack.planning.method import Method
@@ -55,11 +56,6 @@ def held_out_pairs(count: int, size: tuple[int, int]) -> list[Pair]:
     return pairs
 
 
-def to_pixels(video: torch.Tensor) -> np.ndarray:
-    """(B, 3, T, H, W) in [-1, 1] -> uint8 (B, T, H, W, 3)."""
-    return ((video.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
 def make_videos(
     bundle: Bundle,
     pairs: list[Pair],
@@ -76,18 +72,18 @@ def make_videos(
     spec, codec, conditioner = bundle.spec, bundle.codec, bundle.conditioner
     timeline = Timeline(frames=frames, fps=spec.fps, stride=spec.temporal_stride, known=(0,) if image else ())
     planned = plan(timeline, method)
-    parameter = next(bundle.transformer.parameters())
+    model = bundle.transformer
     videos: list[np.ndarray] = []
     with torch.inference_mode():
         for start in range(0, len(pairs), batch):
             chunk = pairs[start : start + batch]
             pixels = torch.from_numpy(np.stack([p.picture for p in chunk])).permute(0, 3, 1, 2)[:, :, None]
-            first = codec.encode(pixels.to(parameter.device).float() / 127.5 - 1).float().cpu()
+            first = codec.encode(pixels.to(model.device).float() / 127.5 - 1).float().cpu()
             device = conditioner.table.weight.device
             rows = torch.tensor([conditioner.rows_of(p.words) for p in chunk], device=device)
             prompt = conditioner(rows)
             latents = rollout(
-                bundle.transformer,
+                model,
                 planned,
                 {0: first[:, :, 0]} if image else {},
                 lambda section, prompt=prompt: prompt,  # type: ignore[misc]
@@ -96,12 +92,13 @@ def make_videos(
                 seed=seed + start,
                 steps=spec.steps,
                 guidance=spec.guidance if guidance is None else guidance,
-                shift=spec.shift or 1.0,
+                shift=spec.shift,
+                base_kernel=spec.base_kernel,
                 solver=spec.solver,
-                device=parameter.device,
-                dtype=parameter.dtype,
+                device=model.device,
+                dtype=model.dtype,
             )
-            videos += list(to_pixels(codec.decode(latents.to(parameter.device))))
+            videos += [to_uint8(v).cpu().numpy() for v in codec.decode(latents.to(model.device))]
             on_batch(len(videos))
     return videos
 

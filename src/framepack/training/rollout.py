@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from framepack.packing.context import pack
+from framepack.packing.schedule import Kernel
 from framepack.planning.planners import Plan
 from framepack.planning.sections import Section
-from framepack.sampling.flow import make_sigmas
+from framepack.sampling.flow import section_sigmas
 from framepack.sampling.section import Model, sample_section
 from framepack.sampling.solvers import solver_named
 
@@ -28,7 +29,8 @@ def rollout(
     seed: int,
     steps: int,
     guidance: float,
-    shift: float,
+    shift: float | None,
+    base_kernel: Kernel,
     solver: str = "euler",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -39,6 +41,7 @@ def rollout(
         known: latents (B, C, h, w) by timeline index.
         prompts: embeddings (B, L, D) for a section. negative: the same, for guidance.
         shape: (B, C, h, w).
+        shift: a fixed flow shift; None for the balanced rule on tokens of ``base_kernel``.
         seed: of the noise; section i draws from (seed, i).
 
     Returns:
@@ -66,7 +69,7 @@ def rollout(
             prompt=prompts(section).to(device, dtype),
             negative=negative.to(device, dtype),
             guidance=guidance,
-            sigmas=make_sigmas(steps, shift),
+            sigmas=section_sigmas(steps, shift, noise.shape[2:], base_kernel),
             solver=solver_named(solver),
         ).cpu()
         for column, frame in enumerate(section.frames):
