@@ -75,7 +75,7 @@ SMALL = CodecTraining(
 def test_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "evaluate", lambda model, frames: {"psnr": 0.0})
     monkeypatch.setattr(training, "save_sheet", lambda *args: None)
-    whole = training.train_codec(SMALL, tmp_path / "whole", log=False)
+    whole = training.train_codec(SMALL, tmp_path / "whole", shown=False)
     step = training._train_step
     calls = 0
 
@@ -88,15 +88,15 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch)
 
     monkeypatch.setattr(training, "_train_step", failing)
     with pytest.raises(KeyboardInterrupt):
-        training.train_codec(SMALL, tmp_path / "part", log=False)
-    resumed = training.train_codec(SMALL, tmp_path / "part", log=False)
+        training.train_codec(SMALL, tmp_path / "part", shown=False)
+    resumed = training.train_codec(SMALL, tmp_path / "part", shown=False)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert whole.config.scale == resumed.config.scale
     rows = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     with pytest.raises(RunConflictError):
-        training.train_codec(CodecTraining(steps=5, minutes=None), tmp_path / "part", log=False)
+        training.train_codec(CodecTraining(steps=5, minutes=None), tmp_path / "part", shown=False)
 
 
 def test_batches_are_a_function_of_seed_and_step():

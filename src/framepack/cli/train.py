@@ -44,6 +44,7 @@ def train(
     if recipe not in RECIPES:
         raise UnknownNameError("recipe", recipe, RECIPES)
     if recipe == "codec":
+        from framepack.models.bundle import pick_device
         from framepack.training.codec import CodecTraining, train_codec
 
         settings = CodecTraining()
@@ -52,7 +53,7 @@ def train(
         if dry_run:
             typer.echo(json.dumps(asdict(settings), indent=2))
             return
-        train_codec(settings, out)
+        train_codec(settings, out, device=str(pick_device("auto")), workers=1)
         return
 
     from framepack.codecs.frame import FrameAutoencoder

@@ -6,7 +6,6 @@ always the same pixels, whichever process renders it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -29,6 +28,7 @@ from torch import Tensor
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.world import sample_scene
 from framepack.errors import InputError, RunConflictError
+from framepack.training.progress import progress
 
 HELD_OUT = 1_000_000_000
 """Seeds from here on are never trained on."""
@@ -180,7 +180,7 @@ def save_model(model: FrameAutoencoder, folder: Path) -> None:
 
 
 def train_codec(
-    settings: CodecTraining, out: Path, *, device: str = "cpu", workers: int = 0, log: bool = True
+    settings: CodecTraining, out: Path, *, device: str = "cpu", workers: int = 0, shown: bool = True
 ) -> FrameAutoencoder:
     """Train, or go on training, a codec in folder `out`; returns the averaged (EMA) model.
 
@@ -212,7 +212,7 @@ def train_codec(
     held_out = to_video(render_batch(HELD_OUT, 0, settings.size, settings.size, 128), device)
     generator = torch.Generator(device)
 
-    def progress(step: int) -> float:
+    def share(step: int) -> float:
         done = step / settings.steps if settings.steps is not None else spent / (60 * settings.minutes)  # type: ignore[operator]
         return min(1.0, done)
 
@@ -231,18 +231,18 @@ def train_codec(
         }
         with (out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if log:
-            print(" ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
     clock, saved, recent = time.monotonic(), spent, deque[float](maxlen=100)
     if step == 0:
         checkpoint(math.nan)
-    if progress(step) < 1:
-        batches = _batches(settings, step, progress, workers)
+    if share(step) == 1:
+        return average
+    with progress(shown=shown) as bars, bars.task("training the codec, per mille") as advance:
+        batches = _batches(settings, step, share, workers)
         clock = time.monotonic()
         for frames in batches:
             for group in optimizer.param_groups:
-                cosine = 0.5 + 0.5 * math.cos(math.pi * progress(step))
+                cosine = 0.5 + 0.5 * math.cos(math.pi * share(step))
                 group["lr"] = (
                     settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * (0.01 + 0.99 * cosine)
                 )
@@ -256,7 +256,8 @@ def train_codec(
             recent.append(loss)
             now = time.monotonic()
             spent, clock = spent + now - clock, now
-            finished = progress(step) >= 1
+            advance(int(1000 * share(step)), 1000)
+            finished = share(step) >= 1
             if finished or spent - saved >= settings.save_every:
                 checkpoint(sum(recent) / len(recent))
                 saved = spent
@@ -293,12 +294,12 @@ def _follow(average: FrameAutoencoder, model: FrameAutoencoder, keep: float) -> 
 
 
 def _batches(
-    settings: CodecTraining, step: int, progress: Callable[[int], float], workers: int
+    settings: CodecTraining, step: int, share: Callable[[int], float], workers: int
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Endless batches from `step` on; with workers, rendered ahead in other processes."""
 
     def arguments() -> tuple[int, int, int, int, int]:
-        crop = settings.crop if progress(step) < settings.crop_share else settings.size
+        crop = settings.crop if share(step) < settings.crop_share else settings.size
         return settings.seed, step, settings.size, crop, settings.pixels * (settings.size // crop) ** 2
 
     if workers == 0:
@@ -350,21 +351,3 @@ def _load_state(path: Path, model, average, optimizer: torch.optim.Optimizer) ->
     if moments:
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"]), float(metadata["spent"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the bundled codec.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    settings = CodecTraining(minutes=options.minutes, seed=options.seed)
-    train_codec(settings, options.out, device=options.device, workers=options.workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -96,7 +96,7 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
                 advance(step + 1, config.steps)
                 last = step + 1 == config.steps
                 if rank == 0 and (last or (step + 1) % config.save_every == 0):
-                    masters.save(state, step + 1)
+                    masters.save(state)
                     bundle = save_average(out / "model", config, codec, masters, methods)
                     if last or (step + 1) % config.sheet_every == 0:
                         sample_sheet(bundle, out / f"sheet-{step + 1:06d}.png")

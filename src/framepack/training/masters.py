@@ -36,7 +36,7 @@ class Masters:
         }
         self.master = {n: p.detach().float().clone().requires_grad_() for n, p in self.live.items()}
         self.average = {n: p.detach().clone() for n, p in self.master.items()}
-        self.rate, self.ema = rate, ema
+        self.rate, self.ema, self.updates = rate, ema, 0
         matrices = [p for n, p in self.master.items() if is_matrix(n, p)]
         others = [p for n, p in self.master.items() if not is_matrix(n, p)]
         self.optimisers: list[torch.optim.Optimizer] = [
@@ -67,7 +67,10 @@ class Masters:
             for name, parameter in self.live.items():
                 parameter.copy_(self.master[name])
                 parameter.grad = None
-            torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - self.ema)
+            # A plain mean at first: with the full decay the random start would weigh for hundreds of steps.
+            keep = min(self.ema, self.updates / (self.updates + 1))
+            self.updates += 1
+            torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - keep)
         return float(norm)
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -80,16 +83,16 @@ class Masters:
                     state[f"optimiser/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
         return {n: t.contiguous() for n, t in state.items()}
 
-    def save(self, path: Path, step: int) -> None:
+    def save(self, path: Path) -> None:
         """Everything that the next step needs, replaced in one move."""
         unfinished = path.with_suffix(".tmp")
-        save_file(self._state(), unfinished, metadata={"step": json.dumps(step)})
+        save_file(self._state(), unfinished, metadata={"step": json.dumps(self.updates)})
         unfinished.replace(path)
 
     def load(self, path: Path) -> int:
         """Continue from ``save``; returns the number of finished steps."""
         with safe_open(path, "pt") as file:
-            step = json.loads(file.metadata()["step"])
+            self.updates = json.loads(file.metadata()["step"])
             held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         owner = {n: o for o in self.optimisers for g in o.param_groups for n in self._names(g["params"])}
         with torch.no_grad():
@@ -104,7 +107,7 @@ class Masters:
                     owner[name].state[self.master[name]][key.split("/")[2]] = tensor.to(
                         self.master[name].device
                     )
-        return step
+        return self.updates
 
     def _names(self, parameters: list[torch.Tensor]) -> list[str]:
         wanted = {id(p) for p in parameters}
