@@ -111,6 +111,16 @@ def test_adopted_with_empty_context_equals_its_base_bit_for_bit():
     assert torch.equal(model(x, timestep, text), expected)
 
 
+def test_kernels_added_later_come_from_the_base_and_leave_others_alone():
+    model = PackedWanTransformer3DModel.adopt(wan(), KERNELS)
+    before = {n: p.clone() for n, p in model.packing_kernels.named_parameters()}
+    model.add_kernels([(1, 2, 2), (1, 4, 4)])
+    after = dict(model.packing_kernels.named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    expected = expand_kernel(model.patch_embedding.weight, (1, 4, 4))
+    assert torch.equal(after["projections.k1h4w4.weight"], expected)
+
+
 @torch.inference_mode()
 def test_context_is_read_and_order_of_levels_does_not_matter():
     model = PackedWanTransformer3DModel.adopt(wan(), KERNELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 import zlib
@@ -22,6 +23,7 @@ from framepack.errors import (
     UntrainedMethodError,
 )
 from framepack.generation.config import RunConfig
+from framepack.generation.events import Finished
 from framepack.generation.pipeline import prepare
 from framepack.generation.request import GenerateRequest, select
 from framepack.generation.run import PreparedRun
@@ -102,7 +104,6 @@ BAD: dict[str, tuple[dict[str, object], type[FramePackError], str]] = {
     "image a folder": ({"image": "folder.mp4"}, InputError, "is a folder"),
     "image of no pixels": ({"image": "none-0x0.png"}, InputError, "no pixels"),
     "image of 400 megapixels": ({"image": "huge.png"}, InputError, "400 megapixels"),
-    "video no longer than its image": ({"image": "start.png", "frames": 1}, InputError, "at least 2"),
 }
 
 
@@ -252,3 +253,14 @@ def test_warnings_name_unknown_words_and_poor_pictures(tmp_path: Path) -> None:
     assert "zeppelin" in words and "ball" in words.split("It knows")[1]
     assert " dB PSNR" in psnr
     assert prepare(ask(tmp_path), tiny_bundle()).warnings == ()
+
+
+def test_an_untrained_schedule_brings_its_kernels_and_runs(tmp_path: Path) -> None:
+    run = prepare(ask(tmp_path, schedule="geometric", untrained=True), copy.deepcopy(tiny_bundle()))
+    *_, last = run.events()
+    assert isinstance(last, Finished) and last.frames == 7
+
+
+def test_one_frame_is_the_picture_itself(tmp_path: Path) -> None:
+    *_, last = prepare(ask(tmp_path, frames=1, image=picture(tmp_path / "a.png")), tiny_bundle()).events()
+    assert isinstance(last, Finished) and last.frames == 1

@@ -56,14 +56,14 @@ def train(
         train_codec(settings, out, device=str(pick_device("auto")), workers=1)
         return
 
-    from framepack.codecs.frame import FrameAutoencoder
     from framepack.data.latents import codec_digest
+    from framepack.models.bundle import load_part
     from framepack.models.spec import BUNDLED
     from framepack.recipes import bundled as recipes
     from framepack.training.loop import train as run
 
     folder = codec or BUNDLED / "codec"
-    digest = codec_digest(FrameAutoencoder.from_pretrained(folder))
+    digest = codec_digest(load_part("codec", folder))
     config = {"bundled": recipes.bundled, "bundled-gpu": recipes.bundled_gpu}[recipe](digest)
     for each in setting or []:
         config = override(config, each)

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from framepack.errors import InputError
 from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
@@ -34,6 +35,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     if bundle is None:
         device = pick_device(request.device)
         bundle = load_bundle(request.model, device, pick_dtype(request.dtype, device))
+    _take_kernels(selection, bundle)
     config = resolve(request, selection, bundle)
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)
@@ -50,6 +52,18 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         warnings=(*prompt_warnings(config, bundle), *faults),
         seconds=time.perf_counter() - begun,
     )
+
+
+def _take_kernels(selection: Selection, bundle: Bundle) -> None:
+    """Give the model the kernels of a schedule that it was not trained with (``untrained``)."""
+    base = bundle.spec.base_kernel
+    for kernel in selection.method.schedule.kernels:
+        if any(size % unit for size, unit in zip(kernel, base, strict=True)):
+            raise InputError(
+                f"kernel {kernel} of '{selection.method}' is no multiple of {bundle.spec.name}'s base kernel "
+                f"{base}: choose another schedule"
+            )
+    bundle.transformer.add_kernels(selection.method.schedule.kernels)
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,6 +72,20 @@ def pick_device(wanted: str | None) -> torch.device:
     return device
 
 
+def load_part(part: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """One of ``PARTS`` from its folder, for inference.
+
+    Raises:
+        ModelError: absent, or not to be read.
+    """
+    try:
+        module = PARTS[part].from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"'{folder}' cannot be loaded as a {part}: {reason}") from error
+    return module.eval().requires_grad_(False)
+
+
 def load_bundle(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
     """Load a model folder.
 
@@ -79,14 +94,10 @@ def load_bundle(name: str, device: str | torch.device = "cpu", dtype: torch.dtyp
     """
     folder = model_folder(name)
     spec = ModelSpec.load(folder)
-    parts = {}
-    for part, kind in PARTS.items():
-        # The codec's convolutions are cheap, and rounding them would show.
-        precision = torch.float32 if part == "codec" else dtype
-        try:
-            module = kind.from_pretrained(folder / part, torch_dtype=precision, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"'{folder / part}' cannot be loaded: {reason}") from error
-        parts[part] = module.to(device).eval().requires_grad_(False)
+    # The codec's convolutions are cheap, and rounding them would show.
+    parts = {
+        part: load_part(part, folder / part, torch.float32 if part == "codec" else dtype) for part in PARTS
+    }
+    for module in parts.values():
+        module.to(device)
     return Bundle(spec=spec, digest=digest_of(folder), **parts)

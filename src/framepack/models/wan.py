@@ -6,6 +6,7 @@ level or of the target, L prompt tokens, d head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -107,6 +108,10 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         model.packing_kernels.to(base.patch_embedding.weight.device, base.patch_embedding.weight.dtype)
         model.packing_kernels.initialise(base.patch_embedding)
         return model.train(base.training)
+
+    def add_kernels(self, kernels: Iterable[Kernel]) -> None:
+        """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
+        self.packing_kernels.add(kernels, self.patch_embedding)
 
     def forward(
         self,

@@ -56,10 +56,20 @@ class PatchKernels(nn.Module):
 
     def __init__(self, kernels: Iterable[Sequence[int]], channels: int, width: int) -> None:
         super().__init__()
+        self.channels = channels
         sizes = [(t, h, w) for t, h, w in kernels]  # a configuration read from JSON has lists
         self.projections = nn.ModuleDict(
             {kernel_name(k): nn.Conv3d(channels, width, kernel_size=k, stride=k) for k in sizes}
         )
+
+    def add(self, kernels: Iterable[Kernel], base: nn.Conv3d) -> None:
+        """Kernels that are not there yet, made from ``base`` as ``initialise`` makes them."""
+        for kernel in kernels:
+            if kernel_name(kernel) not in self.projections:
+                width, channels = base.weight.shape[0], self.channels
+                fresh = PatchKernels([kernel], channels, width).to(base.weight)
+                fresh.initialise(base)
+                self.projections.update(dict(fresh.projections.items()))
 
     @torch.no_grad()
     def initialise(self, base: nn.Conv3d) -> None:

@@ -158,6 +158,11 @@ class PackingSchedule:
     # Tokens ----------------------------------------------------------------------------------------
 
     @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every kernel of every level, each once."""
+        return tuple(dict.fromkeys(level.kernel for level in (*self.start, *self.levels, *self.end)))
+
+    @property
     def history_frames(self) -> int:
         """Frames of history that the levels hold."""
         return sum(level.frames for level in self.levels)

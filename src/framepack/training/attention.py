@@ -1,7 +1,7 @@
 """Attention as three matrix products, for training on CPUs.
 
 PyTorch's fused CPU attention is slow backward in bfloat16 at a few hundred tokens; keeping the
-probabilities and a softmax backward of two passes is about a third faster for a whole block
+probabilities and a softmax backward of two passes is faster for a whole block
 (benchmarks/attention.py).
 """
 

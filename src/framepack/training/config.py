@@ -51,8 +51,8 @@ class TrainConfig:
         micro: clips of one draw. A step takes ``draws`` draws on each of ``processes`` processes.
         ema: decay of the averaged weights, which are what is saved for use.
         max_gap: largest gap between context frames that the methods keep, in latent frames.
-        section_size, trained: section size and names of the methods trained for.
-        save_every, sheet_every: in steps.
+        section_size: S of every method drawn.
+        save_every, sheet_every: in steps. init: a model to start from, by name or folder.
     """
 
     name: str

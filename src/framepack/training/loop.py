@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.latents import LatentCache, build_cache
 from framepack.errors import InputError
-from framepack.models.bundle import pick_device
+from framepack.models.bundle import load_part, pick_device
 from framepack.training.attention import ExplicitAttention
 from framepack.training.check import sample_sheet
 from framepack.training.config import TrainConfig
@@ -51,7 +50,7 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
     if config.processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // config.processes))
     device = pick_device(config.device)
-    codec = FrameAutoencoder.from_pretrained(codec_folder).eval().requires_grad_(False).to(device)
+    codec = load_part("codec", codec_folder).to(device)
     with process_group(rank, config.processes, rendezvous), progress(shown=rank == 0) as bars:
         share = {"rank": rank, "world_size": config.processes}
         with bars.task("encoding clips") as advance:
