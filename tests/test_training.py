@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from framepack.codecs.frame import FrameAutoencoder
-from framepack.data.latents import CacheConfig, LatentCache, build_cache, codec_digest
+from framepack.data.latents import CacheConfig, LatentCache, build_cache, codec_digest, shard_path
 from framepack.errors import InputError, UnknownNameError
 from framepack.models.bundle import load_bundle
 from framepack.recipes.bundled import bundled
@@ -217,3 +217,13 @@ def test_override_by_path(config):
     for bad, error in (("rate", InputError), ("nothing=1", UnknownNameError), ("steps=many", InputError)):
         with pytest.raises(error):
             override(config, bad)
+
+
+def test_rendering_ahead_changes_no_byte_of_the_cache(config, codec_folder, tmp_path):
+    codec = FrameAutoencoder.from_pretrained(codec_folder)
+    more = replace(config.cache, clips=70, frames=3)
+    for workers in (0, 2):
+        build_cache(tmp_path / str(workers), codec, more, workers=workers)
+    for shard in range(3):
+        one, two = (shard_path(tmp_path / str(workers), shard).read_bytes() for workers in (0, 2))
+        assert one == two

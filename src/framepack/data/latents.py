@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -47,22 +50,26 @@ def codec_digest(codec: FrameAutoencoder) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=65536)
 def scene_of(seed: int, clip: int, frames: int) -> Scene:
     """The scene of one clip; held-out clips have seeds of their own."""
     return sample_scene(np.random.default_rng([seed, clip]), frames)
 
 
+def render_shard(config: CacheConfig, shard: int) -> np.ndarray:
+    """The clips of one shard as pixels: uint8 (K, T, H, W, 3)."""
+    clips = range(shard * SHARD, min((shard + 1) * SHARD, config.clips))
+    scenes = [scene_of(config.seed, clip, config.frames) for clip in clips]
+    return np.stack([scene.render(range(config.frames), config.height, config.width) for scene in scenes])
+
+
 @torch.inference_mode()
-def encode_shard(codec: FrameAutoencoder, config: CacheConfig, shard: int) -> torch.Tensor:
-    """Render and encode the clips of one shard: (K, T, C, h, w), float16."""
-    device = next(codec.parameters()).device
+def encode_shard(codec: FrameAutoencoder, pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (K, T, H, W, 3) -> latents (K, T, C, h, w), float16, one clip at a time."""
     clips = []
-    for clip in range(shard * SHARD, min((shard + 1) * SHARD, config.clips)):
-        scene = scene_of(config.seed, clip, config.frames)
-        pixels = torch.from_numpy(scene.render(range(config.frames), config.height, config.width))
-        video = pixels.to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        clips.append(codec.encode(video)[0].transpose(0, 1).half().cpu().contiguous())
+    for clip in pixels:
+        video = torch.from_numpy(clip).to(codec.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        clips.append(codec.encode(video)[0].transpose(0, 1).half().cpu())
     return torch.stack(clips).contiguous()
 
 
@@ -73,9 +80,13 @@ def build_cache(
     *,
     rank: int = 0,
     world_size: int = 1,
+    workers: int = 0,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the shards that are missing; several processes share the work by rank.
+
+    Args:
+        workers: processes that render ahead of the encoding; 0 renders in this one.
 
     Raises:
         InputError: the folder holds a cache of another configuration.
@@ -88,34 +99,64 @@ def build_cache(
         )
     if rank == 0:
         card.write_text(json.dumps(asdict(config)))
-    for shard in range(rank, config.shards, world_size):
-        path = folder / f"clips-{shard:05d}.safetensors"
-        if not path.exists():
-            unfinished = path.with_suffix(f".{rank}.tmp")
-            save_file({"latents": encode_shard(codec, config, shard)}, unfinished)
-            unfinished.rename(path)
-        on_shard(shard // world_size + 1, -(-config.shards // world_size))
+    own = range(rank, config.shards, world_size)
+    missing = [shard for shard in own if not shard_path(folder, shard).exists()]
+    for done, (shard, pixels) in enumerate(
+        _rendered(config, missing, workers), start=len(own) - len(missing) + 1
+    ):
+        path = shard_path(folder, shard)
+        unfinished = path.with_suffix(f".{rank}.tmp")
+        save_file({"latents": encode_shard(codec, pixels)}, unfinished)
+        unfinished.rename(path)
+        on_shard(done, len(own))
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"clips-{shard:05d}.safetensors"
+
+
+def _rendered(config: CacheConfig, shards: list[int], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Shards with their pixels, in turn; with workers, a few are rendered ahead."""
+    if workers == 0:
+        for shard in shards:
+            yield shard, render_shard(config, shard)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
+        for shard in shards:
+            ahead.append((shard, pool.submit(render_shard, config, shard)))
+            if len(ahead) > workers:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        for first, future in ahead:
+            yield first, future.result()
 
 
 class LatentCache:
-    """Reads a cache by clip and frame; shards are memory-mapped, or held on ``device`` if given."""
+    """Reads a cache by clip and frame: memory-mapped on a CPU, all of it on ``device`` elsewhere."""
 
     def __init__(self, folder: Path, config: CacheConfig, device: torch.device | None = None) -> None:
         self.config = config
-        paths = [folder / f"clips-{shard:05d}.safetensors" for shard in range(config.shards)]
-        self.shards = [load_file(path)["latents"] for path in paths]
+        self.shards = [load_file(shard_path(folder, shard))["latents"] for shard in range(config.shards)]
+        self._whole: torch.Tensor | None = None
         if device is not None and device.type != "cpu":
-            self.shards = [shard.to(device) for shard in self.shards]
+            self._whole = torch.cat([shard.to(device) for shard in self.shards])
 
     def scene(self, clip: int) -> Scene:
         return scene_of(self.config.seed, clip, self.config.frames)
 
     def latents(self, clips: list[int], frames: list[list[int]]) -> torch.Tensor:
         """Frames (one list a clip, of equal lengths) -> (B, C, N, h, w), float32."""
-        rows = [self.shards[c // SHARD][c % SHARD][f] for c, f in zip(clips, frames, strict=True)]
-        return torch.stack(rows).transpose(1, 2).float()
+        if self._whole is not None:
+            rows = self._whole[torch.tensor(clips)[:, None], torch.tensor(frames)]
+        else:
+            rows = torch.stack(
+                [self.shards[c // SHARD][c % SHARD][f] for c, f in zip(clips, frames, strict=True)]
+            )
+        return rows.transpose(1, 2).float()
 
     def channel_std(self) -> torch.Tensor:
         """Standard deviation of each channel (C,), over the first shards."""
         sample = torch.cat([shard[:, ::8].flatten(0, 1) for shard in self.shards[:8]]).float()
-        return sample.std(dim=(0, 2, 3)).cpu()
+        return sample.std(dim=(0, 2, 3))

@@ -52,9 +52,17 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
     device = pick_device(config.device)
     codec = load_part("codec", codec_folder).to(device)
     with process_group(rank, config.processes, rendezvous), progress(shown=rank == 0) as bars:
-        share = {"rank": rank, "world_size": config.processes}
         with bars.task("encoding clips") as advance:
-            build_cache(out / "cache", codec, config.cache, **share, on_shard=advance)
+            build_cache(
+                out / "cache",
+                codec,
+                config.cache,
+                rank=rank,
+                world_size=config.processes,
+                # A GPU encodes faster than one core renders; on a CPU every core has a rank already.
+                workers=0 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 2),
+                on_shard=advance,
+            )
         if config.processes > 1:
             dist.barrier()
         cache = LatentCache(out / "cache", config.cache, device)
