@@ -90,6 +90,8 @@ BAD: dict[str, tuple[dict[str, object], type[FramePackError], str]] = {
     "guidance not a number": ({"guidance": float("nan")}, InputError, "guidance nan"),
     "negative guidance": ({"guidance": -1.0}, InputError, "guidance -1"),
     "endless prompt": ({"prompt": "a " * 20_000}, InputError, "40000 characters"),
+    "prompt of broken bytes": ({"prompt": "a red ball \udcff"}, InputError, "not UTF-8 at character 12"),
+    "negative prompt of broken bytes": ({"negative_prompt": "\ud83d"}, InputError, "negative prompt is not"),
     "unknown dtype": ({"dtype": "int3"}, InputError, "bfloat16"),
     "output of another kind": ({"out": "v.gif"}, OutputError, "mp4"),
     "output a folder": ({"out": "folder.mp4"}, OutputError, "is a folder"),

@@ -84,10 +84,23 @@ class GenerateRequest:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
-            if len(text) > MAX_PROMPT:
-                raise InputError(
-                    f"the {name} has {len(text)} characters: at most {MAX_PROMPT} are read, shorten it"
-                )
+            check_prompt(text, name)
+
+
+def check_prompt(text: str, name: str = "prompt") -> None:
+    """Refuse a prompt that is too long, or that no file could hold.
+
+    Raises:
+        InputError: more than ``MAX_PROMPT`` characters, or bytes that were not UTF-8.
+    """
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"the {name} has {len(text)} characters: at most {MAX_PROMPT} are read, shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python keeps such bytes of a command line as lone surrogates
+        raise InputError(
+            f"the {name} is not UTF-8 at character {error.start + 1}: give it as UTF-8 text"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
