@@ -29,7 +29,7 @@ PROMPT = "A red heart glides slowly to the right over lavender fields at sunset.
 def main() -> None:
     from PIL import Image
 
-    save_png(Image.fromarray(SCENE.render([0], SIDE, SIDE)[0]), HERE / "demo.png")
+    save_png(Image.fromarray(SCENE.render([0], SIDE, SIDE)[0]), HERE / "demo.png", "example")
     (HERE / "demo.txt").write_text(PROMPT + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from framepack.cli import main
+from framepack.cli.outputs import save_png
 from framepack.video.io import read_video
 from tiny import save_tiny
 
@@ -165,6 +166,22 @@ def test_generate_then_again_then_differently(run: Run, home: Path) -> None:
 
     code, _, _ = run(*order, "--seed", 1, "--overwrite")
     assert code == 0 and (home / "o" / "v.mp4").read_bytes() != made
+
+
+def test_a_sheet_replaces_its_own_run_s_and_no_other_picture(run: Run, home: Path) -> None:
+    """The demo's picture carries our name too, and is not to be written over by a sheet."""
+    save_png(Image.new("RGB", (64, 64), "orange"), home / "demo.png", "example")
+    before = (home / "demo.png").read_bytes()
+    order = ["--frames", 3, "--out", "v.mp4"]
+    for extra in ([], ["--image", "demo.png"], ["--image", "../home/demo.png", "--overwrite"]):
+        code, _, err = run(*order, "--sheet", "demo.png", *extra)
+        assert code == 2 and "demo.png" in err and ("--image names" in err) == bool(extra), err
+        assert list(home.iterdir()) == [home / "demo.png"]
+        assert (home / "demo.png").read_bytes() == before
+    for _ in range(2):
+        assert run(*order, "--sheet", "s.png")[0] == 0
+    code, _, err = run(*order[:-1], "w.mp4", "--seed", 1, "--sheet", "s.png")
+    assert code == 2 and "s.png" in err and "--overwrite" in err
 
 
 def test_text_to_video_goes_to_outputs(run: Run, home: Path) -> None:

@@ -84,6 +84,8 @@ def test_plan_png_is_ours_to_replace_and_nobody_elses(run: Run, tmp_path: Path) 
         assert run("plan", "--model", "lite", "--seconds", 20, "--png", path)[0] == 0
     with Image.open(path) as drawn:
         assert drawn.width > 1200 and len(drawn.convert("RGB").getcolors(1 << 20) or []) > 20
+    code, _, err = run("plan", "--model", "lite", "--seconds", 21, "--png", path)
+    assert code == 2 and "--overwrite" in err, "another plan's picture"
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
     before = (tmp_path / "photo.png").read_bytes()
     code, _, err = run("plan", "--model", "lite", "--png", tmp_path / "photo.png")

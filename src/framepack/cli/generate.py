@@ -13,6 +13,8 @@ from framepack.cli.options import HOW, WHAT, WHERE
 from framepack.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from framepack.generation.events import Finished
 
 SHEET_FRAMES, SHEET_COLUMNS = 15, 5
@@ -92,13 +94,11 @@ def generate(
 
     The same command again resumes where it was stopped. A finished one says so and does nothing.
     """
-    from framepack.cli.outputs import check_png
+    from framepack.cli.outputs import check_png, save_png
     from framepack.cli.progress import Progress
     from framepack.generation.events import Finished
     from framepack.generation.request import GenerateRequest
 
-    if sheet is not None:
-        check_png(sheet, overwrite=overwrite)
     request = GenerateRequest(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -125,6 +125,9 @@ def generate(
             from framepack.generation.pipeline import prepare  # brings PyTorch, which takes seconds
 
             run = prepare(request)
+        source = f"job {run.config.job}"
+        if sheet is not None:
+            check_png(sheet, source, image=image, overwrite=overwrite)
         for warning in run.warnings:
             progress.warn(warning)
         for event in run.events():
@@ -133,7 +136,7 @@ def generate(
                 finished = event
     assert finished is not None, "a run ends with Finished or an error"
     if sheet is not None:
-        write_sheet(finished.out, sheet, title=prompt)
+        save_png(sheet_of(finished.out, title=prompt), sheet, source)
     progress.done(finished, sheet)
     if as_json:
         typer.echo(json.dumps(summary(finished)))
@@ -154,9 +157,8 @@ def summary(finished: Finished) -> dict[str, object]:
     }
 
 
-def write_sheet(video: Path, sheet: Path, title: str) -> None:
-    """Lay frames of a video file out on a PNG; only those shown are held in memory."""
-    from framepack.cli.outputs import save_png
+def sheet_of(video: Path, title: str) -> Image:
+    """Frames of a video file laid out on a sheet; only those shown are held in memory."""
     from framepack.video.io import read_video
     from framepack.video.sheet import contact_sheet, spread
 
@@ -167,4 +169,4 @@ def write_sheet(video: Path, sheet: Path, title: str) -> None:
     if not shown:
         raise InputError(f"video '{video}' has no frames: make it again with --overwrite")
     labels = [f"{index / opened.fps:.2f} s" for index in wanted]
-    save_png(contact_sheet(shown, SHEET_COLUMNS, labels, title=title), sheet)
+    return contact_sheet(shown, SHEET_COLUMNS, labels, title=title)

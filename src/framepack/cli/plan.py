@@ -39,11 +39,10 @@ def plan(
 
     from framepack.cli import plan_view
     from framepack.cli.outputs import check_png
+    from framepack.generation.hashing import hash_json
     from framepack.generation.request import GenerateRequest, select
     from framepack.packing.schedule import Level
 
-    if png is not None:
-        check_png(png, overwrite=overwrite)
     spec = find_spec(model)
     request = GenerateRequest(
         image=image,
@@ -60,12 +59,14 @@ def plan(
     told = chosen.plan.to_json(chosen.grid)
     facts = describe(chosen, spec, told)
     if png is not None:
+        source = f"plan {hash_json([spec.name, told], 12)}"
+        check_png(png, source, image=image, overwrite=overwrite)
         new = [
             sum(Level(len(span), spec.base_kernel).tokens(chosen.grid) for span in s.spans)
             for s in chosen.plan.sections
         ]
         tokens = [(s.tokens(chosen.grid), own) for s, own in zip(chosen.plan.sections, new, strict=True)]
-        plan_view.draw_png(chosen.plan, title, facts, tokens, png)
+        plan_view.draw_png(chosen.plan, title, facts, tokens, png, source)
     if as_json:
         typer.echo(json.dumps(told))
     else:

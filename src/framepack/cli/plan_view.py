@@ -161,11 +161,14 @@ def _time_axis(plan: Plan, width: int, margin: int) -> Text:
     return Text(" " * margin + "0 s" + end.rjust(max(0, width - 3)), style="dim")
 
 
-def draw_png(plan: Plan, title: str, facts: str, tokens: list[tuple[int, int]], path: Path) -> None:
+def draw_png(
+    plan: Plan, title: str, facts: str, tokens: list[tuple[int, int]], path: Path, source: str
+) -> None:
     """Draw a plan as a PNG.
 
     Args:
         tokens: for each section, its context tokens and its own.
+        source: the PNG's mark, see `save_png`.
     """
     import matplotlib
 
@@ -246,4 +249,4 @@ def draw_png(plan: Plan, title: str, facts: str, tokens: list[tuple[int, int]], 
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     plt.close(figure)
-    save_png(picture, path)
+    save_png(picture, path, source)
