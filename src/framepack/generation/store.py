@@ -157,10 +157,20 @@ class RunStore:
         Raises:
             InputError: there is no such section.
         """
+        old = self.edits.get(section, Edit())
+        return self._edit(section, sections, Edit(old.take + 1, old.prompt if prompt is None else prompt))
+
+    def restore(self, section: int, sections: int) -> Edit:
+        """Have the next run take a section as it was first made, with the run's own prompt.
+
+        Raises:
+            InputError: there is no such section.
+        """
+        return self._edit(section, sections, Edit())
+
+    def _edit(self, section: int, sections: int, edit: Edit) -> Edit:
         if not 0 <= section < sections:
             raise InputError(f"section {section} does not exist: choose one of 0 to {sections - 1}")
-        old = self.edits.get(section, Edit())
-        edit = Edit(old.take + 1, old.prompt if prompt is None else prompt)
         self.manifest.append({"kind": "edit", "section": section, "take": edit.take, "prompt": edit.prompt})
         self.edits[section] = edit
         return edit
