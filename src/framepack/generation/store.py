@@ -157,8 +157,12 @@ class RunStore:
         Raises:
             InputError: there is no such section.
         """
-        old = self.edits.get(section, Edit())
-        return self._edit(section, sections, Edit(old.take + 1, old.prompt if prompt is None else prompt))
+        # Past the highest take there ever was: after a restore too, other noise means new noise.
+        edits = [record for record in self.manifest.records if record["kind"] == "edit"]
+        take = 1 + max((record["take"] for record in edits if record["section"] == section), default=0)
+        if prompt is None:
+            prompt = self.edits.get(section, Edit()).prompt
+        return self._edit(section, sections, Edit(take, prompt))
 
     def restore(self, section: int, sections: int) -> Edit:
         """Have the next run take a section as it was first made, with the run's own prompt.
