@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,17 @@ from PIL import Image
 
 from framepack.errors import InputError, OutputError, RunConflictError
 from framepack.generation import manifest, store
-from framepack.generation.events import Decoded, Finished, SectionFinished, Started, Step, event_json
+from framepack.generation.clock import peak_memory
+from framepack.generation.decode import CHUNK, decode_frames
+from framepack.generation.events import (
+    Decoded,
+    Decoding,
+    Finished,
+    SectionFinished,
+    Started,
+    Step,
+    event_json,
+)
 from framepack.generation.manifest import read_log
 from framepack.generation.pipeline import prepare
 from framepack.generation.request import GenerateRequest
@@ -27,10 +38,20 @@ from framepack.generation.settle import importance
 from framepack.generation.stream import stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Importance
-from framepack.video.io import read_video
+from framepack.planning.timeline import Timeline
+from framepack.video.io import read_video, write_video
 from tiny import SIZE, tiny_bundle
 
-METHODS = ["vanilla", "f1", "anti-drifting", "inverted", "inverted-plain", "similar"]
+METHODS = [
+    "vanilla",
+    "f1",
+    "anti-drifting",
+    "inverted",
+    "inverted-plain",
+    "similar",
+    "appended",
+    "compressed",
+]
 FRAMES = 29  # ten sections of 3, the last one shortened
 
 
@@ -82,6 +103,8 @@ def test_a_whole_run(method: str, image: bool, tmp_path: Path) -> None:
     assert not finished.cached and finished.peak_memory > 1e6
     assert set(finished.seconds) == {"prepare", "pack", "sample", "store", "decode", "encode"}
     assert all(spent >= 0 for spent in finished.seconds.values())
+    written = [(e.frame, e.frames) for e in events if isinstance(e, Decoding)]
+    assert written == [(frame, FRAMES) for frame in range(0, FRAMES, 8)]
     video = read_video(tmp_path / "v.mp4")
     assert sum(1 for _ in video.frames) == FRAMES and video.fps == 8
     told = json.loads((tmp_path / "v.json").read_text())
@@ -131,6 +154,13 @@ def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
         preview = staticmethod(codec.preview)
 
     bundle = dataclasses.replace(tiny_bundle(), codec=Counting())  # type: ignore[arg-type]
+    running = job(tmp_path, bundle).events()
+    for event in running:
+        if isinstance(event, Decoding) and event.frame:
+            break
+    running.close()
+    assert len(seen) < 4 and {p.name for p in tmp_path.iterdir()} == {"run"}, "it stops while decoding too"
+    seen.clear()
     list(job(tmp_path, bundle).events())
     assert max(x.shape[2] for x in seen) <= 8
     shown = torch.cat(seen, dim=2)[0].unbind(1)
@@ -138,10 +168,26 @@ def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
 
 
 def test_memory_while_decoding_is_bounded_for_long_videos(tmp_path: Path) -> None:
-    with store.RunStore(tmp_path, {}) as opened:
-        opened.place(opened.add("all", 0, range(500), torch.zeros(4, 500, 4, 4)))
-        opened.fetch(range(500))
+    """From the latents on disk to the video file, what is alive at once does not grow with the length."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    class Watched:
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            nonlocal most
+            pixels = latents[:, :3].contiguous()
+            alive.add(latents)
+            alive.add(pixels)
+            most = max(most, sum(tensor.shape[2] for tensor in alive))
+            return pixels
+
+    with store.RunStore(tmp_path / "run", {}) as opened:
+        opened.place(opened.add("all", 0, range(500), torch.zeros(4, 500, 16, 16)))
+        timeline = Timeline(frames=500, fps=8, stride=1)
+        frames = decode_frames(Watched(), opened.fetch, timeline, torch.device("cpu"), torch.float32)
+        assert write_video(tmp_path / "v.mp4", frames, 8) == 500
         assert len(opened._cache) <= store.CACHE
+    assert most <= 4 * CHUNK, f"{most} frames of latents and pixels were held at once"
 
 
 # --- stopped and resumed ---
@@ -306,6 +352,34 @@ def test_redo_with_another_prompt(tmp_path: Path) -> None:
     assert (last["section"], last["take"], last["prompt"]) == (9, 1, "a blue star")
     with pytest.raises(InputError, match="0 to 9"):
         job(tmp_path, method="vanilla").redo(10)
+    with pytest.raises(InputError, match="not UTF-8"):
+        job(tmp_path, method="vanilla").redo(9, prompt="\udcff")
+
+
+def test_what_was_made_anew_is_told_with_the_video_and_can_be_taken_back(tmp_path: Path) -> None:
+    def edits() -> list[dict[str, object]]:
+        list(job(tmp_path, method="vanilla").events())
+        told = json.loads((tmp_path / "v.json").read_text())
+        assert told == read_video(tmp_path / "v.mp4").metadata
+        return told["edits"]
+
+    assert edits() == []
+    first = (tmp_path / "v.mp4").read_bytes()
+    run = job(tmp_path, method="vanilla")
+    run.redo(9, prompt="a blue star")
+    run.redo(4)
+    assert edits() == [
+        {"section": 4, "take": 1, "prompt": None},
+        {"section": 9, "take": 1, "prompt": "a blue star"},
+    ]
+    run.redo(9, prompt=run.config.prompt)
+    assert edits()[1] == {"section": 9, "take": 2, "prompt": "a red ball"}
+    run.restore(4)
+    run.restore(9)
+    assert made(list(run.events())) == [], "the first version is still on disk"
+    assert edits() == [] and (tmp_path / "v.mp4").read_bytes() == first
+    run.redo(9)
+    assert edits() == [{"section": 9, "take": 3, "prompt": None}], "noise that no take had before"
 
 
 def test_a_redo_stopped_half_way_is_taken_up(tmp_path: Path) -> None:
@@ -348,6 +422,17 @@ def test_importance_follows_its_formula() -> None:
         (Importance(kind="hybrid", weight=0.3), similarity + 0.3 * nearness),
     ):
         np.testing.assert_allclose(importance(*tensors, rule).numpy(), expected, rtol=1e-6)
+
+
+# --- what it costs ---
+
+
+def test_memory_is_that_of_the_device_the_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"cuda:0": 10, "cuda:1": 20}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: held[str(device)])
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 30)
+    assert [peak_memory(torch.device(name)) for name in ("cuda:0", "cuda:1", "mps")] == [10, 20, 30]
+    assert peak_memory(torch.device("cpu")) > 1e6
 
 
 # --- the stream ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import weakref
 import zlib
 from pathlib import Path
 
@@ -133,16 +134,19 @@ def test_video_round_trip(tmp_path: Path, height: int, width: int) -> None:
 
 
 def test_video_is_streamed(tmp_path: Path) -> None:
-    alive = 0
+    made: list[weakref.ref[np.ndarray]] = []
+    most = 0
 
     def frames():
-        nonlocal alive
+        nonlocal most
         for i in range(300):
-            alive += 1
-            yield flat((i % 256, 0, 0), 16, 16)
+            frame = flat((i % 256, 0, 0), 16, 16)
+            made.append(weakref.ref(frame))
+            most = max(most, sum(ref() is not None for ref in made))
+            yield frame
 
-    write_video(tmp_path / "v.mp4", frames(), 30)
-    assert alive == 300
+    assert write_video(tmp_path / "v.mp4", frames(), 30) == 300
+    assert most <= 3, f"{most} frames were held at once"
     video = read_video(tmp_path / "v.mp4")
     assert next(video.frames).shape == (16, 16, 3)
     video.frames.close()  # type: ignore[attr-defined]

@@ -18,11 +18,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started, Step
+from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
 
 
 class Progress:
-    """Two bars, sections and steps, with the time left; plain lines where there is no terminal."""
+    """Bars of sections and steps, then of frames, with the time left; plain lines without a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -40,6 +40,7 @@ class Progress:
         )
         self.sections: TaskID | None = None
         self.steps: TaskID | None = None
+        self.frames: TaskID | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -66,6 +67,8 @@ class Progress:
                 self._step(event)
             case SectionFinished():
                 self._finish_section(event)
+            case Decoding():
+                self._decode(event)
             case Decoded():
                 self._say(f"decoded {event.frames} frames in {event.seconds:.1f} s")
             case Finished():
@@ -95,7 +98,7 @@ class Progress:
         found = f", {event.stored} sections found on disk" if event.stored else ""
         self.console.print(
             f"[bold]{event.frames} frames[/] at {event.fps:g} fps in {event.sections} sections, "
-            f"{event.context_tokens} tokens of context each, job {event.job}{found}",
+            f"at most {event.context_tokens} tokens of history each, job {event.job}{found}",
             highlight=False,
             soft_wrap=True,
         )
@@ -111,16 +114,18 @@ class Progress:
 
     def _finish_section(self, event: SectionFinished) -> None:
         if self.sections is not None and self.steps is not None:
-            last = event.section + 1 == event.sections
-            self.bars.update(
-                self.sections, completed=event.section + 1, note="writing the video" if last else ""
-            )
+            self.bars.update(self.sections, completed=event.section + 1)
             total = self.bars.tasks[self.steps].total or 0
             self.bars.update(self.steps, completed=total * (event.section + 1) / event.sections)
         self._say(
             f"section {event.section + 1} of {event.sections} "
             + ("was on disk" if event.cached else f"in {event.seconds:.1f} s")
         )
+
+    def _decode(self, event: Decoding) -> None:
+        if self.frames is None:
+            self.frames = self.bars.add_task("frame", total=event.frames, note="writing the video")
+        self.bars.update(self.frames, completed=event.frame)
 
     def _say(self, line: str) -> None:
         if not self.console.is_terminal:

@@ -47,3 +47,8 @@ class WordConditioner(ModelMixin, ConfigMixin):
     def unknown_words(prompt: str) -> tuple[str, ...]:
         """The words of a prompt that say nothing to this model."""
         return parse(prompt).unknown
+
+    @staticmethod
+    def surplus_words(prompt: str) -> tuple[str, ...]:
+        """Known words of a prompt that are left out, since another word of their slot stands."""
+        return parse(prompt).surplus

@@ -7,6 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Clock:
@@ -24,11 +28,16 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
 
 
-def peak_memory(device: str) -> int:
-    """Most bytes this process has held: allocated by PyTorch on a GPU, resident elsewhere."""
-    if device == "cuda":
-        import torch
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held: allocated on that GPU, resident elsewhere.
 
-        return torch.cuda.max_memory_allocated()
+    Metal tells no peak; what its driver holds for the process, which is kept for reuse, stands for it.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS

@@ -20,7 +20,7 @@ class Started:
     Attributes:
         job: short hash of the resolved configuration.
         frames, latent_frames, fps, sections, steps: what will be made; ``steps`` per section.
-        context_tokens: tokens of context that the last section generated sees.
+        context_tokens: the most tokens of history, tail included, that a section sees.
         stored: sections with a record in the folder, which are reused where what made them is unchanged.
     """
 
@@ -68,6 +68,14 @@ class SectionFinished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """``frame`` of ``frames`` frames are decoded and in the video file; told every few frames, from 0."""
+
+    frame: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoded:
     """All latents are pixels, each decoded once, and the video file is written."""
 
@@ -84,6 +92,7 @@ class Finished:
         cached: everything was there already and nothing was done.
         seconds: time by stage of this run: ``prepare``, ``pack``, ``sample``, ``store``, ``decode`` (latents
             to pixels), ``encode`` (pixels to the video file).
+        context_tokens: as in ``Started``.
         peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
     """
 
@@ -98,7 +107,7 @@ class Finished:
     peak_memory: int = 0
 
 
-Event = Started | Step | SectionFinished | Decoded | Finished
+Event = Started | Step | SectionFinished | Decoding | Decoded | Finished
 
 
 def event_json(event: Event) -> dict[str, Any]:

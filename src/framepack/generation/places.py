@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from framepack.errors import OutputError
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import check_folder, unwritable, write_file
-from framepack.generation.store import output_digests
+from framepack.generation.store import Edit, output_digests
 from framepack.video.io import check_output
 
 OUTPUTS = Path("outputs")
@@ -52,32 +53,44 @@ class Places:
             raise OutputError(
                 f"'{self.out}' exists and is not of this run: choose another --out or add --overwrite"
             )
-        if self.config.exists() and self._configuration() != config.to_json():
+        if self.config.exists() and self._told().get("config") != config.to_json():
             raise OutputError(
                 f"'{self.config}' exists and is not of this run: choose another --out or add --overwrite"
             )
 
-    def _configuration(self) -> Any:
+    def _told(self) -> dict[str, Any]:
+        """What the JSON beside the video tells; nothing where it is none of ours."""
         try:
             found = json.loads(self.config.read_bytes())
-            return found["config"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
-    def write_config(self, config: RunConfig) -> None:
-        """Write the configuration beside the video; nothing when it is there already."""
-        if self._configuration() != config.to_json():
+    def write_config(self, told: dict[str, Any]) -> None:
+        """Write what ``settings`` tells beside the video; nothing when the same run stands there already."""
+        there = self._told()
+        if any(there.get(name) != told[name] for name in ("config", "edits")):
             try:
-                write_file(
-                    self.config, (json.dumps(settings(config), indent=2, ensure_ascii=False) + "\n").encode()
-                )
+                write_file(self.config, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
             except OSError as error:
                 raise unwritable(self.config, error) from error
 
 
-def settings(config: RunConfig) -> dict[str, Any]:
-    """What is told about a video, in its JSON and in the metadata of its MP4."""
-    return {"framepack": __version__, "job": config.job, "config": config.to_json()}
+def settings(config: RunConfig, model: str, edits: Mapping[int, Edit]) -> dict[str, Any]:
+    """What is told about a video, in its JSON and in the metadata of its MP4.
+
+    Args:
+        model: name of the model, for people; its digest is in the configuration.
+        edits: by section; those made anew are listed with their take and, if it was changed, prompt.
+    """
+    changed = [{"section": s, **asdict(e)} for s, e in sorted(edits.items()) if e != Edit()]
+    return {
+        "framepack": __version__,
+        "job": config.job,
+        "model": model,
+        "config": config.to_json(),
+        "edits": changed,
+    }
 
 
 def probe(folder: Path) -> None:

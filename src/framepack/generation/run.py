@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,20 +14,24 @@ from framepack.errors import OutputError
 from framepack.generation.clock import Clock, peak_memory
 from framepack.generation.config import RunConfig
 from framepack.generation.decode import decode_frames, preview
-from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started, Step
+from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
 from framepack.generation.hashing import hash_file, hash_json
 from framepack.generation.maker import OnStep, SectionMaker, section_key, section_row
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
+from framepack.generation.request import check_prompt
 from framepack.generation.settle import settle
 from framepack.generation.store import Edit, RunStore, Stored, finished_digest, output_digests
 from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
 from framepack.planning.planners import Plan
-from framepack.video.io import write_video
+from framepack.video.io import encode_video
 
 T = TypeVar("T")
+
+TOLD = 8
+"""Frames between two events while the video is written; a run can be stopped at each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class PreparedRun:
     """A request that has passed every check; nothing is written yet.
 
     Attributes:
-        context_tokens: tokens of context that a section sees once history is long enough.
+        context_tokens: the most tokens of history, tail included, that a section sees.
         known: latents (C, h, w) by timeline index, of pictures given by the user.
         warnings: one line each, for the user.
         seconds: time that preparing took.
@@ -63,13 +67,26 @@ class PreparedRun:
     def redo(self, section: int, prompt: str | None = None) -> None:
         """Have the next ``events`` make a section anew: other noise and, if given, another prompt.
 
-        Sections that see it are made anew too; others stay as they are.
+        Sections that see it are made anew too; others stay as they are. Without ``prompt`` the section
+        keeps the one it has; ``config.prompt`` is the way back to the run's own.
+
+        Raises:
+            InputError: there is no such section, or a prompt that cannot be used.
+            RunConflictError: the folder is in use.
+        """
+        if prompt is not None:
+            check_prompt(prompt)
+        with RunStore(self.places.workdir, self.config.to_json()) as store:
+            store.redo(section, len(self.plan.sections), prompt)
+
+    def restore(self, section: int) -> None:
+        """Have the next ``events`` take a section as it was first made; it is still on disk.
 
         Raises:
             InputError: there is no such section. RunConflictError: the folder is in use.
         """
         with RunStore(self.places.workdir, self.config.to_json()) as store:
-            store.redo(section, len(self.plan.sections), prompt)
+            store.restore(section, len(self.plan.sections))
 
 
 def run(job: PreparedRun, emit: Emit) -> None:
@@ -81,8 +98,9 @@ def run(job: PreparedRun, emit: Emit) -> None:
     clock, config, sections = Clock(prepare=job.seconds), job.config, job.plan.sections
     with RunStore(job.places.workdir, config.to_json()) as store:
         emit(_started(job, store))
+        told = settings(config, job.bundle.spec.name, store.edits)
         if _is_finished(job, store):
-            job.places.write_config(config)
+            job.places.write_config(told)
             emit(_finished(job, clock, cached=True))
             return
         maker = SectionMaker(config, job.bundle, clock)
@@ -116,9 +134,9 @@ def run(job: PreparedRun, emit: Emit) -> None:
                 )
             )
         begun = time.perf_counter()
-        count = _write_video(job, store, made, clock)
+        count = _write_video(job, store, made, clock, told, emit)
         emit(Decoded(frames=count, seconds=time.perf_counter() - begun))
-        job.places.write_config(config)
+        job.places.write_config(told)
     emit(_finished(job, clock, cached=False))
 
 
@@ -155,7 +173,7 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
         context_tokens=job.context_tokens,
         cached=cached,
         seconds=clock.seconds,
-        peak_memory=peak_memory(job.config.device),
+        peak_memory=peak_memory(job.bundle.transformer.device),
     )
 
 
@@ -171,20 +189,23 @@ def _known(config: RunConfig, store: RunStore, frame: int, latent: torch.Tensor)
     return store.find(key) or store.add(key, None, [frame], latent[:, None])
 
 
-def _write_video(job: PreparedRun, store: RunStore, made: list[Stored], clock: Clock) -> int:
+def _write_video(
+    job: PreparedRun, store: RunStore, made: list[Stored], clock: Clock, told: dict[str, Any], emit: Emit
+) -> int:
     """Decode to a hidden file beside the video, put its hash on record, then give it its name.
 
     In this order a file at ``out`` is always known for ours or not, whenever the process dies.
     """
     out, codec = job.places.out, job.bundle.codec
     parameter = next(codec.parameters())
-    frames = decode_frames(codec, store.fetch, job.plan.timeline, parameter.device, parameter.dtype)
-    part = out.with_name(f".{job.config.job}.part.mp4")
-    for stale in out.parent.glob(f".*{job.config.job}.part*.mp4"):  # of a process that was killed here
-        stale.unlink(missing_ok=True)
+    decoded = decode_frames(codec, store.fetch, job.plan.timeline, parameter.device, parameter.dtype)
+    frames = _told(_timed(decoded, clock), job.config.frames, emit)
+    # Always of this name: what a killed process left is written over.
+    part = out.with_name(f".{out.stem[:32]}.{job.config.job}.part.mp4")
     try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with clock("encode"):
-            count = write_video(part, _timed(frames, clock), job.config.fps, settings(job.config))
+            count = encode_video(part, frames, job.config.fps, told)
         clock.seconds["encode"] -= clock.seconds["decode"]
         digest = hash_file(part)
         if (
@@ -216,3 +237,12 @@ def _timed(items: Iterator[T], clock: Clock) -> Iterator[T]:
             except StopIteration:
                 return
         yield item
+
+
+def _told(frames: Iterator[T], total: int, emit: Emit) -> Iterator[T]:
+    """The same frames, with an event before the first and after every ``TOLD`` that were taken."""
+    emit(Decoding(frame=0, frames=total))
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        if done % TOLD == 0:
+            emit(Decoding(frame=done, frames=total))

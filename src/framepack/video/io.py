@@ -19,7 +19,7 @@ import numpy as np
 from framepack.errors import InputError, OutputError
 from framepack.video.images import read_image
 
-__all__ = ["VideoFile", "check_output", "read_image", "read_video", "write_video"]
+__all__ = ["VideoFile", "check_output", "encode_video", "read_image", "read_video", "write_video"]
 
 CRF = 16
 BT709 = 1  # the one number that FFmpeg gives to this matrix, these primaries and this transfer
@@ -74,23 +74,15 @@ def write_video(
 ) -> int:
     """Encode ``frames`` to an MP4 and return how many there were.
 
-    Frames are encoded as they come, into a hidden file beside ``path`` that takes its name only
-    when complete. H.264 in yuv420p needs even sides: an odd one is padded by repeating its last
-    row or column.
+    The file takes its name only when complete; until then it is a hidden one beside ``path``.
 
     Args:
-        frames: uint8 (H, W, 3), all of one size.
-        fps: frames per second.
-        metadata: anything JSON can hold; `read_video` gives it back.
+        frames, fps, metadata: see `encode_video`.
 
     Raises:
         OutputError: the place cannot be written, or is taken and ``overwrite`` is not set.
-        InputError: there are no frames, or ``fps`` is not positive.
+        InputError: see `encode_video`.
     """
-    import av
-
-    if not fps > 0:
-        raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
     path = check_output(path, overwrite=overwrite)
     part: Path | None = None
     try:
@@ -99,10 +91,7 @@ def write_video(
         os.close(handle)
         part = Path(name)
         part.chmod(0o666 & ~_umask())  # mkstemp's files are private; videos follow the user's mask
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            if metadata is not None:
-                container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
-            count = _encode(container, frames, fps)
+        count = encode_video(part, frames, fps, metadata)
         if path.exists() and not overwrite:
             raise OutputError(f"output '{path}' appeared meanwhile: choose another name or pass --overwrite")
         part.replace(path)
@@ -114,6 +103,32 @@ def write_video(
         if part is not None:
             part.unlink(missing_ok=True)
     return count
+
+
+def encode_video(
+    path: Path, frames: Iterable[np.ndarray], fps: float, metadata: Mapping[str, Any] | None = None
+) -> int:
+    """Encode ``frames`` as they come into the very file ``path``, and return how many there were.
+
+    H.264 in yuv420p needs even sides: an odd one is padded by repeating its last row or column. What an
+    error leaves at ``path`` is the caller's to remove.
+
+    Args:
+        frames: uint8 (H, W, 3), all of one size.
+        fps: frames per second.
+        metadata: anything JSON can hold; `read_video` gives it back.
+
+    Raises:
+        OSError: the file cannot be written. InputError: there are no frames, or ``fps`` is not positive.
+    """
+    import av
+
+    if not fps > 0:
+        raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        if metadata is not None:
+            container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+        return _encode(container, frames, fps)
 
 
 def _encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> int:
