@@ -7,14 +7,15 @@ import weakref
 import zlib
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from framepack.errors import InputError, OutputError
 from framepack.video.io import check_output, read_image, read_video, write_video
 from framepack.video.resize import cover_box, nearest_bucket, to_bucket
-from framepack.video.sheet import contact_sheet, spread
+from framepack.video.sheet import _line, contact_sheet, spread
 
 
 def flat(colour: tuple[int, int, int], height: int = 32, width: int = 48) -> np.ndarray:
@@ -215,6 +216,37 @@ def test_contact_sheet_shows_every_frame_in_order() -> None:
             if colour in colours and colour not in order:
                 order.append(colour)
     assert order == colours
+
+
+def test_a_title_is_told_in_letters_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sheet(title: str) -> np.ndarray:
+        return np.asarray(contact_sheet([flat((9, 9, 9), 64, 64)] * 5, 5, title=title))
+
+    monkeypatch.setattr("framepack.video.sheet.FONTS", ("no such font.ttf",))
+    plain, latin = sheet(""), sheet("a red ball")
+    assert latin.shape[0] > plain.shape[0]
+    assert np.array_equal(sheet("夜の海の上を黄色い星が左へ動く。"), plain), "no row of boxes"
+    assert np.array_equal(sheet(" \n"), plain) and np.array_equal(sheet("a red\nball"), latin)
+    assert np.array_equal(sheet("красный шар"), plain)
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setattr("framepack.video.sheet.FONTS", ("no such font.ttf", str(dejavu)))
+    assert sheet("красный шар").shape == latin.shape, "a font of the system has the letters"
+
+
+def test_a_long_title_is_measured_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    real = ImageFont.FreeTypeFont.getlength
+
+    def counting(self: ImageFont.FreeTypeFont, text: str, *rest: object) -> float:
+        measured.append(text)
+        return real(self, text, *rest)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", counting)
+    text = "a red ball moves to the right " * 300
+    cut, font = _line(text, 400) or pytest.fail("no title")
+    assert len(measured) < 30
+    kept = cut.removesuffix("...")
+    assert text.startswith(kept) and real(font, cut) <= 400 < real(font, text[: len(kept) + 1] + "...")
 
 
 def test_spread_has_both_ends() -> None:
