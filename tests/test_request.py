@@ -234,9 +234,7 @@ def test_what_does_not_touch_the_video_does_not_make_another_run(tmp_path: Path)
     assert prepare(guided, tiny_bundle()).warnings == ()
 
 
-def test_another_version_of_sampling_is_another_run_and_makes_its_own_sections(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_sampling_is_another_run_and_makes_its_own_sections() -> None:
     old = config()
     new = replace(old, sampling_version=old.sampling_version + 1)
     assert new.job != old.job and new.sampling() != old.sampling()
