@@ -95,9 +95,10 @@ def test_commands_parse(page: str, line: str, whole: bool) -> None:
     assert {a for a in arguments if a.startswith("--")} <= options, f"{page}: {line}"
     if whole:
         values = verbs[verb].make_context(verb, arguments).params
-        method, schedule = values.get("method"), values.get("schedule")
-        if method is not None and method not in METHODS:
-            Method.parse(method)
+        methods, schedule = values.get("method") or (), values.get("schedule")
+        for method in (methods,) if isinstance(methods, str) else methods:
+            if method not in METHODS:
+                Method.parse(method)
         if schedule is not None:
             PackingSchedule.from_spec(schedule)
         if "prompt" in values:

@@ -90,7 +90,8 @@ def test_planning_runs_without_torch() -> None:
 
 
 # What other programs may import and rely on. A name that leaves this list is a break; say so in the
-# release notes. Everything else may change at any time.
+# release notes. Everything else may change at any time: what such a module defines for framepack's own
+# use is listed after it.
 PUBLIC = {
     "framepack": ["__version__"],
     "framepack.errors": [
@@ -112,10 +113,26 @@ PUBLIC = {
     "framepack.video.resize": ["nearest_bucket", "to_bucket"],
     "framepack.video.sheet": ["contact_sheet"],
     "framepack.models.variants": ["VARIANTS"],
-    "framepack.generation.events": ["Decoded", "Finished", "SectionFinished", "Started", "Step"],
+    "framepack.generation.events": ["Decoded", "Decoding", "Finished", "SectionFinished", "Started", "Step"],
     "framepack.generation.pipeline": ["prepare"],
     "framepack.generation.request": ["GenerateRequest"],
     "framepack.cli": ["main"],
+}
+
+
+INTERNAL = {
+    "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "released"],
+    "framepack.planning.method": [
+        *("anti_drifting", "f1", "inverted", "inverted_plain", "method_from_spec", "planned", "vanilla"),
+    ],
+    "framepack.planning.planners": ["anti_drifting", "forward", "inverted", "paddings", "planned", "tile"],
+    "framepack.video.io": ["VideoFile", "encode_video"],
+    "framepack.video.resize": ["cover_box"],
+    "framepack.video.sheet": ["spread"],
+    "framepack.models.variants": ["Variant", "variant"],
+    "framepack.generation.events": ["event_json"],
+    "framepack.generation.pipeline": ["encode_picture", "pick_dtype", "prompt_warnings"],
+    "framepack.generation.request": ["Selection", "check_prompt", "select"],
 }
 
 
@@ -127,3 +144,17 @@ def test_public_names_are_there(module: str) -> None:
         public = getattr(loaded, name)
         if callable(public):
             assert public.__doc__, f"{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_no_name_becomes_public_unnoticed(module: str) -> None:
+    """A new function or class is promised to others, or listed as our own, or starts with an underscore."""
+    file = importlib.import_module(module).__file__
+    assert file is not None
+    defined = {
+        node.name
+        for node in ast.parse(Path(file).read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+    new = defined - {*PUBLIC[module], *INTERNAL.get(module, ())}
+    assert not new, f"{module} defines {sorted(new)}: enter them in PUBLIC or INTERNAL, or rename them"
