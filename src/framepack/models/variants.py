@@ -73,7 +73,7 @@ class Variant:
             methods=methods,
             default_method="inverted",
             steps=25,
-            guidance=10.0,
+            guidance=1.0,  # no CFG: their guidance of 10 is distilled, an input of the transformer
             solver="unipc",
             shift=None,
         )
