@@ -119,7 +119,7 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
         return self.config.channels
 
     def encode(self, video: Tensor) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, h, w).
+        """Video (B, 3, T, H, W) in [-1, 1], on any device, to scaled latents (B, C, T, h, w) on the codec's.
 
         Raises:
             InputError: H or W is not a multiple of the stride.
@@ -132,14 +132,14 @@ class FrameAutoencoder(ModelMixin, ConfigMixin):
                 "resize or crop them"
             )
         pixels = video.transpose(1, 2).reshape(batch * frames, 3, height, width)
-        linear, correction = self.encoder(pixels.to(self.shift.dtype))
+        linear, correction = self.encoder(pixels.to(self.shift))
         latents = (linear + correction - self.shift[:, None, None]) * self.config.scale
         return latents.unflatten(0, (batch, frames)).transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, T, h, w) to video (B, 3, T, H, W), clamped to [-1, 1]."""
+        """Scaled latents (B, C, T, h, w), on any device, to video (B, 3, T, H, W), clamped to [-1, 1]."""
         batch, _, frames = latents.shape[:3]
-        flat = latents.transpose(1, 2).flatten(0, 1).to(self.shift.dtype)
+        flat = latents.transpose(1, 2).flatten(0, 1).to(self.shift)
         pixels = self.decoder(flat / self.config.scale + self.shift[:, None, None])
         return pixels.clamp(-1, 1).unflatten(0, (batch, frames)).transpose(1, 2)
 

@@ -9,6 +9,8 @@ folder/conditioner/     diffusers folder of the conditioner
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,30 @@ class Bundle:
     digest: str
 
     def save(self, folder: Path) -> None:
-        """Write the folder described above."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
-            getattr(self, part).save_pretrained(folder / part)
-        self.spec.save(folder)
+        """Write the folder described above; what an older model left there is replaced file by file."""
+
+        def write(draft: Path) -> None:
+            for part in PARTS:
+                getattr(self, part).save_pretrained(draft / part)
+            self.spec.save(draft)
+
+        replace_files(folder, write)
+
+
+def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a draft of ``folder`` beside it, then move its files in.
+
+    A process that dies while it writes leaves the folder as it was, and a reader never finds half a file.
+    """
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    write(draft)
+    for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(draft)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(draft)
 
 
 def digest_of(folder: Path) -> str:
