@@ -22,16 +22,16 @@ def bundled(codec: str) -> TrainConfig:
             prompt_width=128,
             prompt_length=8,
         ),
-        cache=CacheConfig(clips=1536, frames=96, height=128, width=128, seed=0, codec=codec),
+        cache=CacheConfig(clips=1536, frames=96, sizes=((128, 128),), seed=0, codec=codec),
     )
 
 
 def bundled_gpu(codec: str) -> TrainConfig:
-    """The same model trained longer on one GPU, with many more distinct clips."""
+    """The same model trained longer on one GPU, with many more distinct clips, of three aspect ratios."""
     config = bundled(codec)
     return replace(
         config,
-        cache=replace(config.cache, clips=16384),
+        cache=replace(config.cache, clips=16384, sizes=((128, 128), (96, 160), (160, 96))),
         processes=1,
         draws=4,
         micro=64,
