@@ -1,25 +1,43 @@
-"""``--set a.b=c``: change one field of a configuration by its path."""
+"""``--set a.b=c``: change fields of a configuration by their paths."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from framepack.errors import InputError, UnknownNameError
 
 T = TypeVar("T")
 
 
-def override(config: T, setting: str) -> T:
-    """A copy of a frozen dataclass with the field at a dotted path replaced.
+@dataclass(frozen=True)
+class _Change:
+    path: tuple[str, ...]
+    value: Any
+    text: str
+
+    def below(self) -> _Change:
+        return replace(self, path=self.path[1:])
+
+
+def override(config: T, *settings: str) -> T:
+    """A copy of a frozen dataclass with the fields at dotted paths replaced, all at once.
 
     Args:
-        setting: ``path=value``; the value is JSON, or else taken as text.
+        settings: ``path=value`` each; the value is JSON, or else taken as text.
 
     Raises:
-        InputError: no ``=``, or a value of another type. UnknownNameError: no such field.
+        InputError: no ``=``, a value of another type, or values that do not go together.
+        UnknownNameError: no such field.
     """
+    return _changed(config, [_parse(setting) for setting in settings])
+
+
+def _parse(setting: str) -> _Change:
     path, equals, text = setting.partition("=")
     if not equals:
         raise InputError(f"setting '{setting}': write path=value, such as steps=100")
@@ -27,23 +45,65 @@ def override(config: T, setting: str) -> T:
         value = json.loads(text)
     except ValueError:
         value = text
-    return _replace(config, path.split("."), value, setting)
+    return _Change(tuple(path.split(".")), value, setting)
 
 
-def _replace(config: Any, path: list[str], value: Any, setting: str) -> Any:
-    name, rest = path[0], path[1:]
-    if isinstance(config, dict):
-        return config | {name: _replace(config.get(name), rest, value, setting) if rest else value}
-    if not is_dataclass(config):
-        raise InputError(f"setting '{setting}': '{name}' is below a plain value; shorten the path")
-    names = [field.name for field in fields(config)]
-    if name not in names:
-        raise UnknownNameError("setting", name, names)
-    held = getattr(config, name)
-    if rest:
-        value = _replace(held, rest, value, setting)
-    elif isinstance(held, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    elif held is not None and type(value) is not type(held):
-        raise InputError(f"setting '{setting}': {name} is {held!r}; give a value of that type")
-    return replace(config, **{name: value})  # type: ignore[type-var]
+def _changed(held: Any, changes: Sequence[_Change], wanted: Any = Any) -> Any:
+    """``held`` after changes at or below it; ``wanted`` is its declared type."""
+    for change in changes:
+        if not change.path:
+            held = _typed(change, wanted)
+    below: dict[str, list[_Change]] = {}
+    for change in changes:
+        if change.path:
+            below.setdefault(change.path[0], []).append(change)
+    if not below:
+        return held
+    if isinstance(held, dict):
+        (kind,) = get_args(wanted)[1:] or (Any,)
+        return held | {
+            name: _changed(held.get(name), [c.below() for c in group], kind) for name, group in below.items()
+        }
+    if not is_dataclass(held) or isinstance(held, type):
+        name, (change, *_) = next(iter(below.items()))
+        raise InputError(f"setting '{change.text}': '{name}' is below a plain value; shorten the path")
+    names = [field.name for field in fields(held)]
+    hints = get_type_hints(type(held))
+    values = {}
+    for name, group in below.items():
+        if name not in names:
+            raise UnknownNameError("setting", name, names)
+        values[name] = _changed(getattr(held, name), [c.below() for c in group], hints[name])
+    return replace(held, **values)
+
+
+def _typed(change: _Change, wanted: Any) -> Any:
+    try:
+        return _as(change.value, wanted)
+    except TypeError:
+        told = wanted.__name__ if isinstance(wanted, type) and not get_args(wanted) else wanted
+        raise InputError(
+            f"setting '{change.text}': '{change.value}' is not of type {told}; give one that is"
+        ) from None
+
+
+def _as(value: Any, wanted: Any) -> Any:
+    """The value as a declared type; JSON has no tuples, and writes whole floats as integers."""
+    if wanted is Any or (wanted is NoneType and value is None):
+        return value
+    if wanted is float and type(value) is int:
+        return float(value)
+    kinds = get_args(wanted)
+    if isinstance(wanted, UnionType):
+        for kind in kinds:
+            with contextlib.suppress(TypeError):
+                return _as(value, kind)
+    elif get_origin(wanted) is tuple and isinstance(value, list):
+        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(each) == len(value):
+            return tuple(_as(part, kind) for part, kind in zip(value, each, strict=True))
+    elif get_origin(wanted) is dict and isinstance(value, dict):
+        return {name: _as(part, kinds[1]) for name, part in value.items()}
+    elif type(value) is wanted:
+        return value
+    raise TypeError(value)

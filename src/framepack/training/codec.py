@@ -26,8 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framepack.codecs.frame import FrameAutoencoder
+from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.data.world import sample_scene
 from framepack.errors import InputError, RunConflictError
+from framepack.models.bundle import replace_files
 from framepack.training.progress import progress
 
 HELD_OUT = 1_000_000_000
@@ -39,8 +41,9 @@ class CodecTraining:
     """How to train a codec; saved beside its checkpoints.
 
     Attributes:
-        minutes: wall time to train, resumed time included; the learning rate decays to its end.
-        steps: train so many steps instead, which is reproducible to the bit on one machine.
+        steps: how many to train, which is reproducible to the bit on one machine; the learning rate decays
+            to their end.
+        minutes: where given, the length of training in wall time, resumed time included, instead of steps.
         size: pixels in a side of a rendered frame.
         crop: pixels in a side of the crops of the first `crop_share` of training, whole frames after.
         pixels: frames of `size` worth of pixels in a batch.
@@ -48,8 +51,8 @@ class CodecTraining:
         tether: weight of the encoder's departure from its linear path, which keeps it smooth.
     """
 
-    minutes: float | None = 12.0
-    steps: int | None = None
+    steps: int = 2300
+    minutes: float | None = None
     seed: int = 0
     size: int = 128
     crop: int = 64
@@ -67,11 +70,12 @@ class CodecTraining:
     bf16: bool = True
 
     def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None):
-            raise InputError(
-                f"minutes {self.minutes} and steps {self.steps}: "
-                "the length of training is one of them; give one"
-            )
+        check(self, COUNT, "steps", "pixels", "warmup", "size", "crop")
+        check(self, POSITIVE, "learning_rate")
+        check(self, AMOUNT, "seed", "weight_decay", "noise", "tether", "edges", "squares", "save_every")
+        check(self, SHARE, "crop_share", "ema")
+        if self.minutes is not None:
+            check(self, POSITIVE, "minutes")
         if self.size % 16 or self.crop % 16 or not 0 < self.crop <= self.size:
             raise InputError(
                 f"size {self.size}, crop {self.crop}: "
@@ -171,12 +175,7 @@ def save_sheet(model: FrameAutoencoder, frames: Tensor, path: Path) -> None:
 
 def save_model(model: FrameAutoencoder, folder: Path) -> None:
     """Save as a diffusers folder; a reader at any moment finds whole files."""
-    draft = folder.with_name(folder.name + ".tmp")
-    model.save_pretrained(draft)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in draft.iterdir():
-        file.replace(folder / file.name)
-    draft.rmdir()
+    replace_files(folder, model.save_pretrained)
 
 
 def train_codec(
@@ -213,10 +212,10 @@ def train_codec(
     generator = torch.Generator(device)
 
     def share(step: int) -> float:
-        done = step / settings.steps if settings.steps is not None else spent / (60 * settings.minutes)  # type: ignore[operator]
+        done = step / settings.steps if settings.minutes is None else spent / (60 * settings.minutes)
         return min(1.0, done)
 
-    def checkpoint(loss: float) -> None:
+    def checkpoint(loss: float | None) -> None:
         normalise(average, statistics)
         scores = evaluate(average, held_out)
         save_model(average, out / "ema")
@@ -234,10 +233,11 @@ def train_codec(
 
     clock, saved, recent = time.monotonic(), spent, deque[float](maxlen=100)
     if step == 0:
-        checkpoint(math.nan)
+        checkpoint(None)
     if share(step) == 1:
         return average
-    with progress(shown=shown) as bars, bars.task("training the codec, per mille") as advance:
+    with progress(shown=shown) as bars:
+        advance = bars.task("training the codec, per mille")
         batches = _batches(settings, step, share, workers)
         clock = time.monotonic()
         for frames in batches:

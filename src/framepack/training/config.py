@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from framepack.data.latents import CacheConfig
+from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
+from framepack.errors import InputError
 from framepack.packing.schedule import Kernel
 from framepack.training.draw import DrawConfig
 
@@ -21,6 +23,14 @@ class NetworkConfig:
     kernels: tuple[Kernel, ...]
     prompt_width: int
     prompt_length: int
+
+    def __post_init__(self) -> None:
+        check(self, COUNT, "heads", "head_dim", "layers", "ffn", "prompt_width", "prompt_length")
+        if self.head_dim % 2 or self.head_dim < 8:
+            raise InputError(f"head_dim {self.head_dim} must be even, and 8 or more: change it")
+        for kernel in self.kernels:
+            if any(k % b for k, b in zip(kernel, self.base_kernel, strict=True)):
+                raise InputError(f"kernel {kernel} is not a multiple of base_kernel {self.base_kernel}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,11 @@ class ObjectiveConfig:
     drop_word: float = 0.07
     history_noise: float = 0.15
 
+    def __post_init__(self) -> None:
+        check(self, POSITIVE, "shift", "floor")
+        check(self, SHARE, "drop_prompt", "drop_word")
+        check(self, AMOUNT, "history_noise")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -48,11 +63,16 @@ class TrainConfig:
 
     Args:
         steps: optimiser steps in all; the rate is constant, then falls linearly over the last ``decay``.
-        micro: clips of one draw. A step takes ``draws`` draws on each of ``processes`` processes.
+        micro: clips of one draw. A step takes ``draws`` draws on each of ``processes`` processes, which
+            are for CPUs: more than one run there.
         ema: decay of the averaged weights, which are what is saved for use.
         max_gap: largest gap between context frames that the methods keep, in latent frames.
         section_size: S of every method drawn.
-        save_every, sheet_every: in steps. init: a model to start from, by name or folder.
+        save_every, sheet_every, log_every: in steps.
+        init: a model to start from, by name or folder; it must be of size ``network``.
+
+    Raises:
+        InputError: a value that no training could have.
     """
 
     name: str
@@ -76,5 +96,18 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 100
     sheet_every: int = 500
+    log_every: int = 10
     device: str = "auto"
     init: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, COUNT, "section_size", "steps", "processes", "draws", "micro", "warmup")
+        check(self, COUNT, "save_every", "sheet_every", "log_every")
+        check(self, POSITIVE, "fps", "rate", "decay", "clip")
+        check(self, AMOUNT, "weight_decay", "max_gap", "seed")
+        check(self, SHARE, "decay", "ema")
+        if self.processes > 1 and self.device not in ("auto", "cpu"):
+            raise InputError(
+                f"{self.processes} processes on device '{self.device}': several train on CPUs only; "
+                "set processes=1, or device=cpu"
+            )
