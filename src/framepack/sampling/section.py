@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from framepack.packing.context import PackedContext
+from framepack.planning.method import Method
 from framepack.sampling.flow import to_data
 from framepack.sampling.solvers import Solver
 
@@ -30,6 +31,11 @@ class Model(Protocol):
     ) -> torch.Tensor: ...
 
     def cache_context(self, name: str): ...
+
+
+def context_timestep(method: Method) -> float | None:
+    """The timestep that a method gives its context: 0 as for clean frames, or None for the noisy frames'."""
+    return 0.0 if method.history_timestep == "zero" else None
 
 
 @torch.inference_mode()

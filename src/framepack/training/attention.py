@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+_CHANGES = ("dropout_p", "is_causal", "enable_gqa")
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
 
 class _ExplicitAttention(torch.autograd.Function):
     """softmax(q k^T / sqrt(d)) v for (B, heads, n, d)."""
@@ -38,17 +41,17 @@ class _ExplicitAttention(torch.autograd.Function):
 
 
 class ExplicitAttention(TorchFunctionMode):
-    """While active, unmasked ``scaled_dot_product_attention`` on the CPU is computed explicitly."""
+    """While active, plain ``scaled_dot_product_attention`` on the CPU is computed explicitly.
+
+    Plain is what was asked for without mask, dropout, scale or grouped heads; the rest is left alone.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            names = ("query", "key", "value")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            q, k, v = (given[name] for name in names)
-            plain = (
-                given.get("attn_mask") is None and not given.get("is_causal") and not given.get("dropout_p")
-            )
-            if plain and q.device.type == "cpu":
+            given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+            q, k, v = (given[name] for name in _ARGUMENTS[:3])
+            plain = given.get("attn_mask") is None and not any(given.get(name) for name in _CHANGES)
+            if plain and given.get("scale") is None and q.device.type == "cpu":
                 return _ExplicitAttention.apply(q, k, v)
         return func(*args, **kwargs)

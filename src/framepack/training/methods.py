@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from framepack.planning.method import Method, named_method
 from framepack.training.config import TrainConfig
 
 
 def trained_methods(config: TrainConfig) -> dict[str, Method]:
     """Every drawn method, on the model's own base kernel, gaps clamped to what the clips can show."""
-    base = config.network.base_kernel
-    named = {
-        name: named_method(name, base=base, section_size=config.section_size) for name in config.draw.methods
+    base, size = config.network.base_kernel, config.section_size
+    return {
+        name: named_method(name, base=base, section_size=size, max_gap=config.max_gap)
+        for name in config.draw.taught
     }
-    return {name: replace(method, max_gap=config.max_gap) for name, method in named.items()}

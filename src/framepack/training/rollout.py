@@ -1,4 +1,4 @@
-"""Whole videos made in memory, many at a time: for checks, and for histories of the model's own making.
+"""Whole videos made in memory, many at a time, for checks.
 
 Legend: B videos of one plan, C latent channels, F latent frames of the timeline, h w latent grid.
 """
@@ -14,7 +14,7 @@ from framepack.packing.schedule import Kernel
 from framepack.planning.planners import Plan
 from framepack.planning.sections import Section
 from framepack.sampling.flow import section_sigmas
-from framepack.sampling.section import Model, sample_section
+from framepack.sampling.section import Model, context_timestep, sample_section
 from framepack.sampling.solvers import solver_named
 
 
@@ -49,7 +49,6 @@ def rollout(
     """
     batch, channels, h, w = shape
     held = dict(known)
-    zeros_to = {"zero": 0.0, "noisy": None}
     aligned = bool(model.config.aligned)  # type: ignore[attr-defined]
     for section in plan.sections:
         generator = torch.Generator().manual_seed(seed * 100_003 + section.index)
@@ -58,9 +57,7 @@ def rollout(
         def fetch(frames: Sequence[int]) -> torch.Tensor:
             return torch.stack([held[f] for f in frames], dim=2)
 
-        context = pack(
-            section, fetch, noise, aligned=aligned, timestep=zeros_to[plan.method.history_timestep]
-        )
+        context = pack(section, fetch, noise, aligned=aligned, timestep=context_timestep(plan.method))
         latents = sample_section(
             model,
             noise=noise.to(device),
