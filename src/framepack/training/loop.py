@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,18 +12,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from framepack.data.latents import LatentCache, build_cache
+from framepack.codecs.frame import FrameAutoencoder
+from framepack.data.latents import LatentCache, build_cache, claim_cache
 from framepack.errors import InputError
 from framepack.models.bundle import load_part, pick_device
 from framepack.training.attention import ExplicitAttention
 from framepack.training.check import sample_sheet
 from framepack.training.config import TrainConfig
 from framepack.training.draw import draw_section
+from framepack.training.log import Log
+from framepack.training.machine import cores
 from framepack.training.masters import Masters
 from framepack.training.methods import trained_methods
-from framepack.training.network import build_modules, lower_precision, save_average
+from framepack.training.network import averaged, build_modules, check_start, lower_precision
 from framepack.training.objective import loss_of, make_batch
-from framepack.training.progress import progress
+from framepack.training.progress import Advance, progress
 
 
 def rate_scale(step: int, config: TrainConfig) -> float:
@@ -35,9 +37,9 @@ def rate_scale(step: int, config: TrainConfig) -> float:
 
 @contextlib.contextmanager
 def process_group(rank: int, processes: int, rendezvous: Path) -> Iterator[None]:
-    """Gloo over a file, so that no port has to be free."""
+    """Gloo over a file, so that no port has to be free. ``rendezvous`` is absolute."""
     if processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
+        dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=processes)
     try:
         yield
     finally:
@@ -48,65 +50,78 @@ def process_group(rank: int, processes: int, rendezvous: Path) -> Iterator[None]
 def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendezvous: Path) -> None:
     """One process of a training run: the cache, then steps from wherever the checkpoint stands."""
     if config.processes > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // config.processes))
-    device = pick_device(config.device)
+        torch.set_num_threads(max(1, cores() // config.processes))
+    device = device_of(config)
     codec = load_part("codec", codec_folder).to(device)
     with process_group(rank, config.processes, rendezvous), progress(shown=rank == 0) as bars:
-        with bars.task("encoding clips") as advance:
-            build_cache(
-                out / "cache",
-                codec,
-                config.cache,
-                rank=rank,
-                world_size=config.processes,
-                # A GPU encodes faster than one core renders; on a CPU every core has a rank already.
-                workers=0 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 2),
-                on_shard=advance,
-            )
+        build_cache(
+            out / "cache",
+            codec,
+            config.cache,
+            rank=rank,
+            world_size=config.processes,
+            # A GPU encodes faster than one core renders; on a CPU every core has a rank already.
+            workers=0 if device.type == "cpu" else max(1, cores() - 2),
+            on_shard=bars.task("encoding clips"),
+        )
         if config.processes > 1:
             dist.barrier()
         cache = LatentCache(out / "cache", config.cache, device)
-        model, conditioner = build_modules(config, codec.config.channels)
-        model.to(device).train()
-        conditioner.to(device).train()
-        masters = Masters(
-            {"model": model, "conditioner": conditioner},
-            rate=config.rate,
-            weight_decay=config.weight_decay,
-            ema=config.ema,
+        take_steps(rank, out, config, codec, cache, bars.task("training"))
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Where training runs: several processes share the cores of a CPU."""
+    return torch.device("cpu") if config.processes > 1 else pick_device(config.device)
+
+
+def take_steps(
+    rank: int, out: Path, config: TrainConfig, codec: FrameAutoencoder, cache: LatentCache, advance: Advance
+) -> None:
+    """The steps that are missing, with rows in the log, and the averaged model, sheets and state on disk."""
+    model, conditioner = build_modules(config, codec.config.channels)
+    model.to(cache.device).train()
+    conditioner.to(cache.device).train()
+    masters = Masters(
+        {"model": model, "conditioner": conditioner},
+        rate=config.rate,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+    )
+    lower_precision(model)
+    state = out / "state.safetensors"
+    done = masters.load(state) if state.exists() else 0
+    log = Log(out / "metrics.jsonl", done, rank=rank)
+    methods, channel_std = trained_methods(config), cache.channel_std()
+    # On CPUs the probabilities are kept and the fused kernel is left alone.
+    attention = ExplicitAttention if cache.device.type == "cpu" else contextlib.nullcontext
+    for step in range(done, config.steps):
+        losses = []
+        for turn in range(config.draws):
+            rng = np.random.default_rng([config.seed, step, rank, turn])
+            draw = draw_section(rng, config.draw, methods, config.cache.frames)
+            batch = make_batch(rng, draw, config.micro, cache, conditioner, config.objective, channel_std)
+            with attention():
+                loss = loss_of(rng, batch, model, conditioner, config.objective) / config.draws
+            loss.backward()
+            losses.append(loss.detach())
+        log.add(torch.stack(losses).sum(), masters.step(rate_scale(step, config), config.clip))
+        finished = step + 1
+        saved, drawn, told = (
+            finished == config.steps or finished % every == 0
+            for every in (config.save_every, config.sheet_every, config.log_every)
         )
-        lower_precision(model)
-        state = out / "state.safetensors"
-        done = masters.load(state) if state.exists() else 0
-        methods = trained_methods(config)
-        channel_std = cache.channel_std()
-        # On CPUs the probabilities are kept and the fused kernel is left alone.
-        attention = ExplicitAttention if device.type == "cpu" else contextlib.nullcontext
-        with bars.task("training") as advance:
-            for step in range(done, config.steps):
-                loss = 0.0
-                for turn in range(config.draws):
-                    rng = np.random.default_rng([config.seed, step, rank, turn])
-                    draw = draw_section(rng, config.draw, methods, config.cache.frames)
-                    batch = make_batch(
-                        rng, draw, config.micro, cache, conditioner, config.objective, channel_std
-                    )
-                    with attention():
-                        part = loss_of(rng, batch, model, conditioner, config.objective) / config.draws
-                    part.backward()
-                    loss += float(part.detach())
-                norm = masters.step(rate_scale(step, config), config.clip)
-                if rank == 0:
-                    row = {"step": step + 1, "loss": loss, "norm": norm}
-                    with (out / "metrics.jsonl").open("a") as log:
-                        log.write(json.dumps(row) + "\n")
-                advance(step + 1, config.steps)
-                last = step + 1 == config.steps
-                if rank == 0 and (last or (step + 1) % config.save_every == 0):
-                    masters.save(state)
-                    bundle = save_average(out / "model", config, codec, masters, methods)
-                    if last or (step + 1) % config.sheet_every == 0:
-                        sample_sheet(bundle, out / f"sheet-{step + 1:06d}.png")
+        if saved or told:
+            log.write(finished)
+        if rank == 0 and (saved or drawn):
+            bundle = averaged(config, codec, model, conditioner, masters)
+            if saved:
+                # The state last: whoever finds a step in it finds its model too.
+                bundle.save(out / "model")
+                masters.save(state)
+            if drawn:
+                sample_sheet(bundle, out / f"sheet-{finished:06d}.png")
+        advance(finished, config.steps)
 
 
 def train(config: TrainConfig, out: Path, codec_folder: Path) -> Path:
@@ -116,19 +131,25 @@ def train(config: TrainConfig, out: Path, codec_folder: Path) -> Path:
     sheets of held-out samples.
 
     Raises:
-        InputError: ``out`` holds a run of another configuration; only how long, and how often it is
-            saved, may change.
+        InputError: ``out`` holds a run of another configuration (only how long it is, and how often it is
+            saved and told of, may change), or no training can begin so.
     """
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    codec = load_part("codec", codec_folder)
     card = out / "train.json"
-    wanted = json.loads(json.dumps(asdict(config)))
+    # A model to start from is its weights, wherever they lie.
+    wanted = json.loads(json.dumps(asdict(config) | {"init": check_start(config, codec)}))
     if card.exists():
         held = json.loads(card.read_text())
-        free = ("steps", "save_every", "sheet_every")
+        free = ("steps", "save_every", "sheet_every", "log_every")
         differing = [key for key in wanted if wanted[key] != held.get(key) and key not in free]
         if differing:
             raise InputError(f"'{out}' holds a run with other {', '.join(differing)}: name another folder")
-    card.write_text(json.dumps(wanted, indent=2))
+    claim_cache(out / "cache", config.cache)
+    unfinished = card.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(wanted, indent=2))
+    unfinished.replace(card)
     rendezvous = out / "rendezvous"
     rendezvous.unlink(missing_ok=True)
     if config.processes == 1:

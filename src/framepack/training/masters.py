@@ -44,10 +44,10 @@ class Masters:
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def step(self, scale: float, clip: float) -> float:
+    def step(self, scale: float, clip: float) -> torch.Tensor:
         """One update from the gradients averaged over processes; returns their norm before clipping.
 
-        ``scale`` multiplies the learning rate.
+        ``scale`` multiplies the learning rate. The norm is a tensor: reading it waits for a GPU.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.live.values()]
         flat = torch.cat([grad.float().flatten() for grad in grads])
@@ -64,14 +64,14 @@ class Masters:
                 group["lr"] = self.rate * scale
             optimiser.step()
         with torch.no_grad():
-            for name, parameter in self.live.items():
-                parameter.copy_(self.master[name])
+            torch._foreach_copy_(list(self.live.values()), list(self.master.values()))
+            for parameter in self.live.values():
                 parameter.grad = None
             # A plain mean at first: with the full decay the random start would weigh for hundreds of steps.
             keep = min(self.ema, self.updates / (self.updates + 1))
             self.updates += 1
             torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - keep)
-        return float(norm)
+        return norm
 
     def _state(self) -> dict[str, torch.Tensor]:
         names = {id(p): n for n, p in self.master.items()}
@@ -104,9 +104,9 @@ class Masters:
                 elif kind == "average":
                     self.average[name].copy_(tensor)
                 else:
-                    owner[name].state[self.master[name]][key.split("/")[2]] = tensor.to(
-                        self.master[name].device
-                    )
+                    # Counters of steps stay on the CPU, where the optimiser made them and reads them.
+                    place = tensor.to(self.master[name].device) if tensor.ndim else tensor
+                    owner[name].state[self.master[name]][key.split("/")[2]] = place
         return self.updates
 
     def _names(self, parameters: list[torch.Tensor]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -10,12 +10,14 @@ from diffusers import WanTransformer3DModel
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.lexicon import VOCABULARY
 from framepack.conditioning.words import WordConditioner
+from framepack.data.latents import codec_digest
+from framepack.errors import InputError
 from framepack.models.bundle import Bundle, load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
-from framepack.planning.method import Method
 from framepack.training.config import TrainConfig
 from framepack.training.masters import Masters
+from framepack.training.methods import trained_methods
 
 
 def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransformer3DModel, WordConditioner]:
@@ -49,8 +51,48 @@ def lower_precision(model: PackedWanTransformer3DModel) -> None:
             parameter.data = parameter.data.bfloat16()
 
 
-def spec_of(config: TrainConfig, codec: FrameAutoencoder, methods: dict[str, Method]) -> ModelSpec:
+def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
+    """Whether training can begin as configured; returns the digest of the weights it begins from, if any.
+
+    Raises:
+        InputError: clips of a size that the codec cannot encode, methods with kernels that the network has
+            not, or a model to start from of another size, vocabulary or codec.
+    """
+    stride = codec.config.stride
+    for height, width in config.cache.sizes:
+        if height % stride or width % stride:
+            raise InputError(f"size {height} x {width}: the codec needs multiples of {stride}; change sizes")
+    net = config.network
+    for name, method in trained_methods(config).items():
+        schedule = method.schedule
+        used = {level.kernel for level in (*schedule.levels, *schedule.start, *schedule.end)}
+        if lacking := used - set(net.kernels):
+            raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
+    if config.init is None:
+        return None
+    start = load_bundle(config.init)
+    model, words = start.transformer.config, start.conditioner.config
+    held = {
+        "heads": model.num_attention_heads,
+        "head_dim": model.attention_head_dim,
+        "layers": model.num_layers,
+        "ffn": model.ffn_dim,
+        "base_kernel": tuple(model.patch_size),
+        "kernels": tuple(tuple(kernel) for kernel in model.context_kernels),
+        "prompt_width": words.width,
+        "prompt_length": words.length,
+    }
+    differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
+    if differing:
+        raise InputError(f"init '{config.init}' has {', '.join(differing)}: set the same in network")
+    if tuple(words.words) != VOCABULARY or codec_digest(start.codec) != config.cache.codec:
+        raise InputError(f"init '{config.init}' has other words or another codec: give its --codec")
+    return start.digest
+
+
+def spec_of(config: TrainConfig, codec: FrameAutoencoder) -> ModelSpec:
     """The spec that a trained model is saved with."""
+    methods = trained_methods(config)
     return ModelSpec(
         name=config.name,
         family="wan",
@@ -59,9 +101,9 @@ def spec_of(config: TrainConfig, codec: FrameAutoencoder, methods: dict[str, Met
         spatial_stride=codec.config.stride,
         temporal_stride=1,
         fps=config.fps,
-        buckets=((config.cache.height, config.cache.width),),
+        buckets=config.cache.sizes,
         methods=methods,
-        default_method="inverted",
+        default_method="inverted" if "inverted" in methods else next(iter(methods)),
         steps=8,
         guidance=1.5,
         solver="euler",
@@ -69,16 +111,19 @@ def spec_of(config: TrainConfig, codec: FrameAutoencoder, methods: dict[str, Met
     )
 
 
-def save_average(
-    folder: Path, config: TrainConfig, codec: FrameAutoencoder, masters: Masters, methods: dict[str, Method]
+def averaged(
+    config: TrainConfig,
+    codec: FrameAutoencoder,
+    model: PackedWanTransformer3DModel,
+    conditioner: WordConditioner,
+    masters: Masters,
 ) -> Bundle:
-    """Save the averaged weights as a folder for ``framepack generate --model``; the codec stays float32."""
-    model, conditioner = build_modules(config, codec.config.channels)
-    with torch.no_grad():
-        for prefix, module in (("model", model), ("conditioner", conditioner)):
-            for name, parameter in module.named_parameters():
-                parameter.data = masters.average[f"{prefix}.{name}"].cpu().bfloat16()
-    spec = spec_of(config, codec, methods)
-    bundle = Bundle(spec=spec, transformer=model, codec=codec, conditioner=conditioner, digest="")
-    bundle.save(folder)
-    return bundle
+    """The averaged weights as a model for ``framepack generate``, where training is; bfloat16."""
+    transformer, words = copy.deepcopy(model), copy.deepcopy(conditioner)
+    modules: dict[str, torch.nn.Module] = {"model": transformer, "conditioner": words}
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            parameter.data = masters.average[f"{prefix}.{name}"].bfloat16()
+        module.eval().requires_grad_(False)
+    spec = spec_of(config, codec)
+    return Bundle(spec=spec, transformer=transformer, codec=codec, conditioner=words, digest="")

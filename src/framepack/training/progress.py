@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, int], None]
 
 
 class Bars:
-    """Hands out one bar a task; silent where nothing is to be shown."""
+    """One bar a task; silent where nothing is to be shown."""
 
     def __init__(self, display: Progress | None) -> None:
         self._display = display
+        self._tasks: dict[str, TaskID] = {}
 
-    @contextlib.contextmanager
-    def task(self, name: str) -> Iterator[Advance]:
-        """A bar for the time of the block; call what it gives with (finished, total)."""
+    def show(self, name: str, done: int, total: int) -> None:
+        """Bring the bar of a task up to date; it appears with the first call."""
         if self._display is None:
-            yield lambda done, total: None
             return
-        display = self._display
-        bar = display.add_task(name, total=None)
-        yield lambda done, total: display.update(bar, completed=done, total=total)
-        display.stop_task(bar)
+        if name not in self._tasks:
+            self._tasks[name] = self._display.add_task(name, total=total)
+        self._display.update(self._tasks[name], completed=done, total=total)
+
+    def task(self, name: str) -> Advance:
+        """What shows the bar of a task when called with (finished, total)."""
+        return partial(self.show, name)
 
 
 @contextlib.contextmanager
@@ -36,5 +40,6 @@ def progress(*, shown: bool = True) -> Iterator[Bars]:
         yield Bars(None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as display:
+    # What is printed goes above the bars on a terminal, and never where the bars are if it goes elsewhere.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as display:
         yield Bars(display)
