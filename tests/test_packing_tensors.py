@@ -119,6 +119,7 @@ def test_kernels_added_later_come_from_the_base_and_leave_others_alone():
     assert all(torch.equal(before[n], after[n]) for n in before)
     expected = expand_kernel(model.patch_embedding.weight, (1, 4, 4))
     assert torch.equal(after["projections.k1h4w4.weight"], expected)
+    assert [tuple(k) for k in model.config.context_kernels] == [*KERNELS, (1, 4, 4)]
 
 
 @torch.inference_mode()
@@ -179,6 +180,46 @@ def test_gather_fills_absent_frames_with_zeros_and_averages():
     assert torch.equal(first.latents[:, :, 0], torch.zeros(1, 4, 2, 2))
     assert torch.equal(first.latents[:, :, 1], held[:, :, 3])
     torch.testing.assert_close(tail.latents[:, :, 0], held[:, :, :3].mean(2))
+
+
+def test_a_tail_on_a_grid_smaller_than_its_pool_is_one_mean_a_frame():
+    held = torch.randn(1, 4, 3, 8, 8)
+    tail = ContextLevel("tail", (1, 1, 1), range(3), range(3), pool=(1, 32, 32))
+    (found,) = gather([tail], lambda frames: held[:, :, list(frames)], held)
+    torch.testing.assert_close(found.latents, held.mean((3, 4), keepdim=True))
+    assert found.positions.tolist() == [0, 1, 2]
+    shared = ContextLevel("tail", (1, 1, 1), range(3), (7,), pool=(1, 32, 32))
+    (found,) = gather([shared], lambda frames: held[:, :, list(frames)], held)
+    assert found.positions.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("base", [BASE, (1, 1, 1), (1, 3, 3)])
+@pytest.mark.parametrize("grid", [(8, 8), (60, 104), (33, 65)])
+def test_phases_of_a_pooled_tail_are_pooled_like_its_latents(grid, base):
+    pool, dims = (1, 32, 32), axis_dims(24)
+    kernel = (2, 2 * base[1], 2 * base[2])
+    positions = torch.tensor([3, 4, 9])
+    full, _ = phases(positions, grid, base, base, dims)
+    counts = [-(-size // b) for size, b in zip(grid, base[1:], strict=True)]
+    volume = full.view(3, *counts, -1).permute(3, 0, 1, 2)[None]
+    # Every latent has the phase of the base token it is in.
+    volume = volume.repeat_interleave(base[1], 3).repeat_interleave(base[2], 4)[..., : grid[0], : grid[1]]
+    whole = (1, min(32, grid[0]), min(32, grid[1]))
+    shrunk = torch.nn.functional.avg_pool3d(volume, whole, ceil_mode=True, count_include_pad=False)
+    expected = torch.nn.functional.avg_pool3d(pad_to_kernel(shrunk, kernel), kernel)[0].flatten(1).T
+    cos, _ = phases(positions, grid, kernel, base, dims, pool=pool)
+    torch.testing.assert_close(cos, expected)
+
+
+@torch.inference_mode()
+def test_a_model_takes_a_pooled_tail():
+    model = PackedWanTransformer3DModel.adopt(wan(), KERNELS)
+    held = torch.randn(1, 16, 3, 40, 70)
+    tail = ContextLevel("tail", (2, 4, 4), range(3), range(3), pool=(1, 32, 32))
+    levels = gather([tail], lambda frames: held[:, :, list(frames)], held)
+    x, t, text = torch.randn(1, 16, 1, 40, 70), torch.tensor([500.0]), torch.randn(1, 7, 32)
+    alone = model(x, t, text, torch.tensor([3]))
+    assert (model(x, t, text, torch.tensor([3]), PackedContext(levels)) - alone).abs().max() > 1e-5
 
 
 def test_aligned_channels_hold_the_nearest_frames_of_each_span():

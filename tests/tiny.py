@@ -14,6 +14,7 @@ from framepack.conditioning.words import WordConditioner
 from framepack.models.bundle import Bundle
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
+from framepack.packing.schedule import Level, PackingSchedule, Tail
 from framepack.planning.method import METHODS, Importance, named_method
 
 CHANNELS, STRIDE, SIZE = 4, 8, 32
@@ -27,6 +28,9 @@ def tiny_spec() -> ModelSpec:
         for name in METHODS
         if name != "planned"
     }
+    near = (Level(1, BASE),)
+    methods["appended"] = replace(methods["vanilla"], schedule=PackingSchedule(near, Tail.APPEND))
+    methods["compressed"] = replace(methods["inverted-plain"], schedule=PackingSchedule(near, Tail.COMPRESS))
     methods["similar"] = replace(methods["vanilla"], importance=Importance(kind="hybrid", pool=8))
     return ModelSpec(
         name="tiny",

@@ -15,7 +15,7 @@ from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.models.bundle import Bundle
-from framepack.packing.context import pack
+from framepack.packing.context import LevelPlan, pack
 from framepack.planning.sections import Section
 from framepack.sampling.flow import section_sigmas
 from framepack.sampling.section import sample_section
@@ -26,8 +26,10 @@ OnStep = Callable[[int, int], None]
 
 def section_key(config: RunConfig, section: Section, edit: Edit, store: RunStore) -> str:
     """Hash of all that makes a section: its row, noise, prompt, weights, sampling and context latents."""
-    sides = (frame for frame in (*section.past, *section.future) if frame is not None)
-    seen = {*section.context_frames, *sides}
+    sides = {frame for frame in (*section.past, *section.future) if frame is not None}
+    levels = [level for level in section.context if level.role != "tail"]
+    seen = sides.union(*(level.present for level in levels))
+    tails = [level for level in section.context if level.role == "tail"]
     return hash_json(
         {
             "sampling": config.sampling(),
@@ -35,8 +37,18 @@ def section_key(config: RunConfig, section: Section, edit: Edit, store: RunStore
             "noise": section_seed(config.seed, section.index, edit.take),
             "prompt": config.prompt if edit.prompt is None else edit.prompt,
             "context": {str(frame): store.reference(frame) for frame in seen},
+            "tail": [store.tails.reference(section.far_first(level.frames)) for level in tails],
         }
     )
+
+
+def tail_latents(section: Section, level: LevelPlan, store: RunStore) -> torch.Tensor:
+    """The latents (1, C, N, h, w) of a section's tail, in order of time; N is 1 where it is averaged."""
+    frames = section.far_first(level.frames)
+    if level.pool is None:
+        return store.tails.mean(frames)
+    latents = store.tails.pooled(frames, level.pool)
+    return latents if frames == level.frames else latents.flip(2)
 
 
 def section_row(section: Section) -> dict[str, Any]:
@@ -66,6 +78,7 @@ class SectionMaker:
                 noise,
                 aligned=model.config.aligned,
                 timestep=0.0 if config.method["history_timestep"] == "zero" else None,
+                tail=lambda level: tail_latents(section, level, store),
             ).to(self.device, self.dtype)
             prompt = self._encode(config.prompt if edit.prompt is None else edit.prompt)
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None

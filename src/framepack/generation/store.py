@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from framepack.errors import InputError
 from framepack.generation.hashing import hash_json, hash_tensor
 from framepack.generation.manifest import Manifest, Record, unwritable, write_file
+from framepack.generation.tail import Tails
 
 FOLDER = "latents"
 CACHE = 160
@@ -71,6 +72,7 @@ class RunStore:
         self._stored: dict[str, Stored] = {}
         self._timeline: dict[int, tuple[Stored, int]] = {}
         self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        self.tails = Tails(self.reference, self._latent)
         self.edits: dict[int, Edit] = {}
         try:
             (folder / FOLDER).mkdir(exist_ok=True)
@@ -183,6 +185,8 @@ class RunStore:
 
     def place(self, stored: Stored) -> None:
         """Let these latents fill their frames of the timeline, over whatever filled them before."""
+        if any(frame in self._timeline for frame in stored.frames):
+            self.tails = Tails(self.reference, self._latent)  # what was folded may have been of these
         for offset, frame in enumerate(stored.frames):
             self._timeline[frame] = (stored, offset)
 
@@ -196,9 +200,10 @@ class RunStore:
 
         Only these frames are read; ``CACHE`` of them stay in memory.
         """
-        return torch.stack([self._frame(*self._timeline[frame]) for frame in frames], dim=1)[None]
+        return torch.stack([self._latent(frame) for frame in frames], dim=1)[None]
 
-    def _frame(self, stored: Stored, offset: int) -> torch.Tensor:
+    def _latent(self, frame: int) -> torch.Tensor:
+        stored, offset = self._timeline[frame]
         key = (stored.key, offset)
         if key not in self._cache:
             with safe_open(str(self.path(stored.key)), framework="pt") as file:

@@ -111,7 +111,10 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
 
     def add_kernels(self, kernels: Iterable[Kernel]) -> None:
         """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
-        self.packing_kernels.add(kernels, self.patch_embedding)
+        fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]
+        if fresh:
+            self.packing_kernels.add(fresh, self.patch_embedding)
+            self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
 
     def forward(
         self,
@@ -194,8 +197,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         dims = axis_dims(self.config.attention_head_dim)
         rows = []
         for level in context.levels:
-            kernel: Kernel = tuple(k * p for k, p in zip(level.kernel, level.pool, strict=True))  # type: ignore[assignment]
-            rows.append(phases(level.positions, grid, kernel, base, dims))
+            rows.append(phases(level.positions, grid, level.kernel, base, dims, pool=level.pool))
         rows.append(phases(positions, grid, base, base, dims))
         cos, sin = (torch.cat(part)[None, :, None].to(device) for part in zip(*rows, strict=True))
         return cos, sin

@@ -16,6 +16,8 @@ from framepack.packing.schedule import Kernel
 
 Fetch = Callable[[Sequence[int]], torch.Tensor]
 """Timeline indices -> latents (B, C, len(indices), h, w)."""
+Tail = Callable[["LevelPlan"], torch.Tensor]
+"""A level with ``mean`` or ``pool`` -> its latents, already averaged or pooled."""
 
 
 class LevelPlan(Protocol):
@@ -26,7 +28,7 @@ class LevelPlan(Protocol):
     @property
     def frames(self) -> Sequence[int | None]: ...
     @property
-    def positions(self) -> tuple[int, ...]: ...
+    def positions(self) -> Sequence[int]: ...
     @property
     def pool(self) -> Kernel | None: ...
     @property
@@ -89,23 +91,37 @@ class PackedContext:
 EMPTY = PackedContext()
 
 
-def gather(levels: Sequence[LevelPlan], fetch: Fetch, template: torch.Tensor) -> tuple[ContextTensors, ...]:
+def pooled(latents: torch.Tensor, pool: Kernel) -> torch.Tensor:
+    """Latents (B, C, N, h, w) averaged over blocks of ``pool``, those at the edge over what exists."""
+    # PyTorch takes no block that is larger than the whole.
+    n, h, w = (min(size, whole) for size, whole in zip(pool, latents.shape[2:], strict=True))
+    return F.avg_pool3d(latents, (n, h, w), ceil_mode=True, count_include_pad=False)
+
+
+def gather(
+    levels: Sequence[LevelPlan], fetch: Fetch, template: torch.Tensor, tail: Tail | None = None
+) -> tuple[ContextTensors, ...]:
     """Latents for every planned level.
 
     Absent frames (None) become zeros, as the released loops have them. ``template`` is any latent
-    (B, C, *, h, w), for shape and dtype.
+    (B, C, *, h, w), for shape and dtype. ``tail`` stands in for fetching all frames of a tail.
     """
-    wanted = sorted({f for level in levels for f in level.frames if f is not None})
+    whole = [level for level in levels if tail is None or not (level.mean or level.pool)]
+    wanted = sorted({f for level in whole for f in level.frames if f is not None})
     known = dict(zip(wanted, fetch(wanted).unbind(2), strict=True)) if wanted else {}
     zeros = torch.zeros_like(template[:, :, 0])
     gathered = []
     for level in levels:
-        latents = torch.stack([zeros if f is None else known[f] for f in level.frames], dim=2)
-        if level.mean:
-            latents = latents.mean(2, keepdim=True)
-        if level.pool:
-            latents = F.avg_pool3d(latents, level.pool, ceil_mode=True, count_include_pad=False)
-        positions = torch.tensor(level.positions)
+        if tail is not None and (level.mean or level.pool):
+            latents = tail(level)
+        else:
+            latents = torch.stack([zeros if f is None else known[f] for f in level.frames], dim=2)
+            if level.mean:
+                latents = latents.mean(2, keepdim=True)
+            if level.pool:
+                latents = pooled(latents, level.pool)
+        frames = 1 if level.mean else len(level.frames)
+        positions = torch.tensor(level.positions).expand(frames)  # a single one is shared
         gathered.append(ContextTensors(latents, positions, level.kernel, level.pool or (1, 1, 1)))
     return tuple(gathered)
 
@@ -139,10 +155,16 @@ def align(
 
 
 def pack(
-    section: SectionPlan, fetch: Fetch, template: torch.Tensor, *, aligned: bool, timestep: float | None
+    section: SectionPlan,
+    fetch: Fetch,
+    template: torch.Tensor,
+    *,
+    aligned: bool,
+    timestep: float | None,
+    tail: Tail | None = None,
 ) -> PackedContext:
     """The whole context of a planned section; arguments as in ``gather``, ``align`` and ``PackedContext``."""
-    levels = gather(section.context, fetch, template)
+    levels = gather(section.context, fetch, template, tail)
     channels = None
     if aligned:
         lengths = [span.stop - span.start for span in section.spans]

@@ -62,14 +62,14 @@ class PatchKernels(nn.Module):
             {kernel_name(k): nn.Conv3d(channels, width, kernel_size=k, stride=k) for k in sizes}
         )
 
+    def has(self, kernel: Kernel) -> bool:
+        return kernel_name(kernel) in self.projections
+
     def add(self, kernels: Iterable[Kernel], base: nn.Conv3d) -> None:
-        """Kernels that are not there yet, made from ``base`` as ``initialise`` makes them."""
-        for kernel in kernels:
-            if kernel_name(kernel) not in self.projections:
-                width, channels = base.weight.shape[0], self.channels
-                fresh = PatchKernels([kernel], channels, width).to(base.weight)
-                fresh.initialise(base)
-                self.projections.update(dict(fresh.projections.items()))
+        """New kernels, made from ``base`` as ``initialise`` makes them; the others stay as they are."""
+        fresh = PatchKernels(kernels, self.channels, base.weight.shape[0]).to(base.weight)
+        fresh.initialise(base)
+        self.projections.update(dict(fresh.projections.items()))
 
     @torch.no_grad()
     def initialise(self, base: nn.Conv3d) -> None:

@@ -2,8 +2,9 @@
 
 A large token covers several base tokens; its phase is the average of theirs (cos and sin pooled
 separately, Zhang and others 2025, "RoPE alignment"). The pooled phase is not a pure rotation, and
-released weights expect it so. Each axis owns its own part of the head dimension, so pooling the
-three axes one by one equals pooling the whole grid.
+released weights expect it so. Where latents were average-pooled before the kernel, phases are pooled in
+the same two steps: over what each pooled latent covers, then over the kernel. Each axis owns its own
+part of the head dimension, so pooling the three axes one by one equals pooling the whole grid.
 
 Legend: n tokens, N frames, h w latent grid, d head dimension (d = d_t + d_h + d_w).
 """
@@ -21,18 +22,28 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def _axis(positions: torch.Tensor, dim: int, ratio: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (tokens, dim) of one axis, pooled over ``ratio`` base tokens with replicate padding."""
-    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64)[: dim // 2] / dim)
-    angles = torch.outer(positions.to("cpu", torch.float64), frequencies)
-    pooled = []
-    for table in (angles.cos(), angles.sin()):
-        table = table.float().repeat_interleave(2, dim=1)
-        short = -len(table) % ratio
-        if short:
-            table = torch.cat([table, table[-1:].expand(short, -1)])
-        pooled.append(table.unflatten(0, (-1, ratio)).mean(1) if ratio > 1 else table)
-    return pooled[0], pooled[1]
+def _tables(positions: torch.Tensor, dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (tokens, dim) of one axis at the base kernel."""
+    # diffusers builds Wan's own table in single precision wherever there is MPS, which has no double.
+    dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=dtype)[: dim // 2] / dim)
+    angles = torch.outer(positions.to("cpu", dtype), frequencies)
+    return angles.cos().float().repeat_interleave(2, dim=1), angles.sin().float().repeat_interleave(2, dim=1)
+
+
+def _shrink(table: torch.Tensor, size: int, kernel: int, base: int, pool: int) -> torch.Tensor:
+    """One axis, (base tokens, dim), averaged to the tokens of ``kernel``, for ``size`` latents.
+
+    As the latents themselves: a pool averages what exists, a kernel repeats the last row as padding.
+    """
+    ratio = kernel // base
+    if pool > 1:
+        latents = table.repeat_interleave(base, dim=0)[:size]
+        table, ratio = torch.stack([part.mean(0) for part in latents.split(pool)]), kernel
+    short = -len(table) % ratio
+    if short:
+        table = torch.cat([table, table[-1:].expand(short, -1)])
+    return table.unflatten(0, (-1, ratio)).mean(1) if ratio > 1 else table
 
 
 def phases(
@@ -42,14 +53,16 @@ def phases(
     base: Kernel,
     dims: tuple[int, int, int],
     theta: float = 10000.0,
+    pool: Kernel = (1, 1, 1),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary cos and sin for the tokens of one level.
 
     Args:
         positions: time index of each of the N frames, any integers.
-        grid: (h, w) of the latents before padding.
+        grid: (h, w) of the latents before pooling and padding.
         kernel, base: patchify kernel of the level and of the base model.
         dims: (d_t, d_h, d_w).
+        pool: by what the latents are averaged before the kernel.
 
     Returns:
         cos, sin of shape (n, d), float32 on the CPU, each value twice (interleaved pairs), n in the
@@ -58,8 +71,11 @@ def phases(
     assert base[0] == 1, "time indices belong to single frames"
     axes = [positions]
     axes += [torch.arange(-(-size // b)) for size, b in zip(grid, base[1:], strict=True)]
-    ratios = [k // b for k, b in zip(kernel, base, strict=True)]
-    tables = [_axis(p, d, r, theta) for p, d, r in zip(axes, dims, ratios, strict=True)]
+    shrink = list(zip((len(positions), *grid), kernel, base, pool, strict=True))
+    tables = [
+        [_shrink(table, *rule) for table in _tables(at, dim, theta)]
+        for at, dim, rule in zip(axes, dims, shrink, strict=True)
+    ]
     counts = [len(cos) for cos, _ in tables]
     merged = []
     for part in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from framepack.packing.notation import Kernel
@@ -32,7 +33,7 @@ class ContextLevel:
 
     role: ``tail``, ``history``, ``start`` or ``end``.
     frames: timeline latent indices in order of time; None is an absent frame, given as zeros.
-    positions: time index of each frame; a single one when ``mean``.
+    positions: time index of each frame, or a single one that all share; always single when ``mean``.
     pool: average pooling before the kernel (an appended tail).
     mean: all frames are averaged into one (a compressed tail), whose position is that of the frame nearest
         to the history levels.
@@ -41,7 +42,7 @@ class ContextLevel:
     role: str
     kernel: Kernel
     frames: Frames
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] | range
     pool: Kernel | None = None
     mean: bool = False
 
@@ -56,20 +57,23 @@ class ContextLevel:
         return context_tensor_tokens(count, grid, self.kernel, self.pool)
 
     def to_json(self) -> dict[str, object]:
-        frames: object = list(self.frames)
-        if isinstance(self.frames, range):
-            frames = {"start": self.frames.start, "stop": self.frames.stop}
         record: dict[str, object] = {
             "role": self.role,
             "kernel": list(self.kernel),
-            "frames": frames,
-            "positions": list(self.positions),
+            "frames": _plain(self.frames),
+            "positions": _plain(self.positions),
         }
         if self.pool is not None:
             record["pool"] = list(self.pool)
         if self.mean:
             record["mean"] = True
         return record
+
+
+def _plain(indices: Frames) -> object:
+    if isinstance(indices, range):
+        return {"start": indices.start, "stop": indices.stop}
+    return list(indices)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,14 @@ class Section:
     def context_frames(self) -> tuple[int, ...]:
         """The timeline frames that must exist before this section is made, in order of time."""
         return tuple(sorted({frame for level in self.context for frame in level.present}))
+
+    def far_first(self, tail: Sequence[int | None]) -> Sequence[int]:
+        """Frames of a tail from its far end, the one that later sections keep, to the history levels.
+
+        A tail lies on one side of the section, and no frame of it is absent.
+        """
+        frames: Sequence[int] = tail  # type: ignore[assignment]
+        return frames if frames[0] < self.spans[0].start else frames[::-1]
 
     def tokens(self, grid: Grid, *roles: str) -> int:
         """Exact context tokens of the levels of ``roles`` (all levels by default)."""
