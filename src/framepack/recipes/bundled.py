@@ -38,5 +38,6 @@ def bundled_gpu(codec: str) -> TrainConfig:
         steps=12000,
         warmup=200,
         ema=0.999,
-        save_every=1000,
+        save_every=250,
+        sheet_every=2000,
     )
