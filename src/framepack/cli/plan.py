@@ -56,7 +56,7 @@ def plan(
     )
     chosen = select(request, spec)
     title = f"{chosen.method.order}  {chosen.method}"
-    told = chosen.plan.to_json(chosen.grid)
+    told = chosen.plan.to_json(chosen.grid, spec.base_kernel)
     facts = describe(chosen, spec, told)
     if png is not None:
         source = f"plan {hash_json([spec.name, told], 12)}"
@@ -87,7 +87,7 @@ def find_spec(name: str) -> ModelSpec:
         return VARIANTS[name].spec()
     from framepack.models.spec import ModelSpec, model_folder
 
-    return ModelSpec.load(model_folder(name))
+    return ModelSpec.load(model_folder(name, *VARIANTS))
 
 
 def describe(chosen: Selection, spec: ModelSpec, told: dict) -> str:

@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from framepack.errors import InputError
 from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
 from framepack.generation.run import PreparedRun
 from framepack.models.bundle import Bundle, load_bundle, model_folder, pick_device
 from framepack.models.spec import ModelSpec
+from framepack.sampling.solvers import solver_named
 
 LOW_PSNR = 25.0
 """dB below which a picture has visibly lost something in the codec."""
@@ -35,11 +35,13 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     if bundle is None:
         device = pick_device(request.device)
         bundle = load_bundle(request.model, device, pick_dtype(request.dtype, device))
-    _take_kernels(selection, bundle)
+    solver_named(spec.solver)
     config = resolve(request, selection, bundle)
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)
     known, faults = encode_picture(selection, bundle)
+    # Last of all: a request that is refused leaves the model as it is.
+    bundle.transformer.add_kernels(selection.method.schedule.kernels)
     return PreparedRun(
         config=config,
         method=selection.method,
@@ -52,18 +54,6 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         warnings=(*prompt_warnings(request, config, bundle), *faults),
         seconds=time.perf_counter() - begun,
     )
-
-
-def _take_kernels(selection: Selection, bundle: Bundle) -> None:
-    """Give the model the kernels of a schedule that it was not trained with (``untrained``)."""
-    base = bundle.spec.base_kernel
-    for kernel in selection.method.schedule.kernels:
-        if any(size % unit for size, unit in zip(kernel, base, strict=True)):
-            raise InputError(
-                f"kernel {kernel} of '{selection.method}' is no multiple of {bundle.spec.name}'s base kernel "
-                f"{base}: choose another schedule"
-            )
-    bundle.transformer.add_kernels(selection.method.schedule.kernels)
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:

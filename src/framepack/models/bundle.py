@@ -9,8 +9,9 @@ folder/conditioner/     diffusers folder of the conditioner
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from framepack.errors import InputError, ModelError
 from framepack.models.spec import ModelSpec, model_folder
 from framepack.models.wan import PackedWanTransformer3DModel
 
+FAMILY = "wan"
 PARTS = {
     "transformer": PackedWanTransformer3DModel,
     "codec": FrameAutoencoder,
@@ -86,6 +88,10 @@ def pick_device(wanted: str | None) -> torch.device:
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
     try:
+        if not re.fullmatch(
+            r"cpu|cuda(:\d{1,3})?|mps", wanted
+        ):  # PyTorch names devices that make no pictures
+            raise RuntimeError
         device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
@@ -107,18 +113,41 @@ def load_part(part: str, folder: Path, dtype: torch.dtype = torch.float32) -> An
     return module.eval().requires_grad_(False)
 
 
+def check_parts(spec: ModelSpec, parts: Mapping[str, Any]) -> None:
+    """See that a model's parts are what its spec says and fit each other.
+
+    Raises:
+        ModelError: they do not.
+    """
+    transformer, codec, conditioner = (parts[part].config for part in PARTS)
+    facts = [
+        ("base_kernel", spec.base_kernel, "the transformer's patch_size", tuple(transformer.patch_size)),
+        ("latent_channels", spec.latent_channels, "the transformer's", transformer.latent_channels),
+        ("latent_channels", spec.latent_channels, "the codec's", codec.channels),
+        ("spatial_stride", spec.spatial_stride, "the codec's", codec.stride),
+        ("temporal_stride", spec.temporal_stride, "the codec's", parts["codec"].temporal_stride),
+        ("the transformer's text_dim", transformer.text_dim, "the conditioner's width", conditioner.width),
+    ]
+    for name, stated, whose, found in facts:
+        if stated != found:
+            raise ModelError(f"{spec.name}: {name} is {stated}, {whose} is {found}: save the model again")
+
+
 def load_bundle(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
     """Load a model folder.
 
     Raises:
-        UnknownNameError: no such model. ModelError: a part that cannot be read.
+        UnknownNameError: no such model. ModelError: a part that cannot be read, or parts that do not fit.
     """
     folder = model_folder(name)
     spec = ModelSpec.load(folder)
+    if spec.family != FAMILY:
+        raise ModelError(f"'{folder}' is of family {spec.family}: only {FAMILY} can be loaded")
     # The codec's convolutions are cheap, and rounding them would show.
     parts = {
         part: load_part(part, folder / part, torch.float32 if part == "codec" else dtype) for part in PARTS
     }
+    check_parts(spec, parts)
     for module in parts.values():
         module.to(device)
     return Bundle(spec=spec, digest=digest_of(folder), **parts)

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from framepack.errors import ModelError, UnknownNameError, UntrainedMethodError
+from framepack.errors import InputError, ModelError, UnknownNameError, UntrainedMethodError
 from framepack.packing.schedule import Kernel, PackingSchedule
-from framepack.planning.method import METHODS, Method, named_method
+from framepack.planning import records
+from framepack.planning.method import METHODS, Method, method_from_spec
 
 SPEC_FILE = "framepack.json"
 BUNDLED = Path(__file__).parent / "bundled"
+FAMILIES = ("wan", "hunyuan_video")
+MAX_KERNEL_VOLUME = 4096
+"""Latent pixels to a token, 16 times those of the paper's coarsest kernel; its weights grow with them."""
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, *others: str) -> Path:
     """The folder that a name or path stands for.
+
+    Args:
+        others: names that the caller knows beside these, for the message.
 
     Raises:
         UnknownNameError: neither ``bundled`` nor a folder with a ``framepack.json``.
+        ModelError: ``bundled``, in a copy of framepack that has no weights.
     """
     folder = BUNDLED if name == "bundled" else Path(name)
-    if not (folder / SPEC_FILE).is_file():
-        raise UnknownNameError("model", name, ["bundled", f"a folder with {SPEC_FILE}"])
-    return folder
+    if (folder / SPEC_FILE).is_file():
+        return folder
+    if name == "bundled":
+        raise ModelError(
+            f"model 'bundled': its weights are not in this copy of framepack: give a folder with {SPEC_FILE}"
+        )
+    raise UnknownNameError("model", name, ["bundled", *others, f"a folder with {SPEC_FILE}"])
+
+
+def _whole(what: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} {value!r} must be a whole number of at least 1")
+    return value
+
+
+def _number(what: str, value: object, *, zero: bool) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (fits and (value > 0 or (zero and value == 0))):  # type: ignore[operator]
+        raise InputError(f"{what} {value!r} must be a number {'of at least' if zero else 'above'} 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +57,7 @@ class ModelSpec:
     """One packed model.
 
     Args:
-        name, family: for people, and the key of the classes that load it.
+        name: for people. family: one of `FAMILIES`, the architecture.
         base_kernel: patchify kernel of the noisy target on the latent grid.
         latent_channels, spatial_stride, temporal_stride: of the codec.
         fps: frames per second the model was trained at.
@@ -41,6 +66,9 @@ class ModelSpec:
         default_method: one of them.
         steps, guidance: defaults of sampling. solver: a name of ``sampling.SOLVERS``.
         shift: a fixed flow shift; None for the balanced rule.
+
+    Raises:
+        InputError: a value that no model can have, or values that do not go together.
     """
 
     name: str
@@ -58,27 +86,66 @@ class ModelSpec:
     solver: str
     shift: float | None
 
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UnknownNameError("family", str(self.family), FAMILIES)
+        for what in ("latent_channels", "spatial_stride", "temporal_stride", "steps"):
+            _whole(what, getattr(self, what))
+        for what in ("fps", "guidance", "shift"):
+            value = getattr(self, what)
+            if not (what == "shift" and value is None):
+                _number(what, value, zero=what == "guidance")
+        if len(self.base_kernel) != 3 or self.base_kernel[0] != 1:
+            raise InputError(f"base_kernel {self.base_kernel} must be three sizes, the one in time 1")
+        for size in self.base_kernel:
+            _whole("base_kernel", size)
+        if not self.buckets:
+            raise InputError("buckets must hold at least one size")
+        for bucket in self.buckets:
+            if len(bucket) != 2:
+                raise InputError(f"bucket {bucket} must be a height and a width")
+            for side in bucket:
+                if _whole("bucket", side) % self.spatial_stride:
+                    raise InputError(f"bucket {bucket} must be of multiples of {self.spatial_stride}")
+        if self.default_method not in self.methods:
+            raise UnknownNameError("default_method", str(self.default_method), tuple(self.methods))
+        for method in self.methods.values():
+            self._check_kernels(method)
+
+    def _check_kernels(self, method: Method) -> None:
+        """Refuse a method of whose kernels this model can have none."""
+        for kernel in method.schedule.kernels:
+            if any(size % unit for size, unit in zip(kernel, self.base_kernel, strict=True)):
+                raise InputError(
+                    f"kernel {kernel} of '{method}' is no multiple of {self.name}'s base kernel "
+                    f"{self.base_kernel}: choose another schedule"
+                )
+            if math.prod(kernel) > MAX_KERNEL_VOLUME:
+                raise InputError(
+                    f"kernel {kernel} of '{method}' has {math.prod(kernel):,} latent pixels to a token, "
+                    f"above {MAX_KERNEL_VOLUME:,}: choose another schedule"
+                )
+
     def method(self, wanted: str | None, schedule: str | None = None, *, untrained: bool = False) -> Method:
         """The method asked for by name or in the paper's notation, with its schedule replaced if given.
 
         Raises:
             UnknownNameError, NotationError: neither a name nor a string that parses.
+            InputError: kernels that this model cannot have.
             UntrainedMethodError: the checkpoint was not trained for it, and ``untrained`` is off.
         """
         wanted = wanted or self.default_method
         trained = self.methods[self.default_method]
         if wanted in self.methods:
             method = self.methods[wanted]
-        elif wanted in METHODS:
-            method = named_method(wanted, base=self.base_kernel, section_size=trained.section_size)
-        elif "_" not in wanted:
-            raise UnknownNameError("method", wanted, list(METHODS))
         else:
-            method = Method.parse(wanted)
-            same = [m for m in self.methods.values() if str(m) == str(method) and m.order == method.order]
-            method = same[0] if same else method
+            method = method_from_spec(wanted, self.base_kernel, trained.section_size, max_gap=trained.max_gap)
+            if wanted not in METHODS:  # a string says less than a name: what it leaves out is as trained
+                same = [m for m in self.methods.values() if str(m) == str(method) and m.order == method.order]
+                method = same[0] if same else method
         if schedule is not None:
             method = method.with_schedule(PackingSchedule.from_spec(schedule, base=self.base_kernel))
+        self._check_kernels(method)
         if method not in self.methods.values() and not untrained:
             names = ", ".join(f"{name} ({m})" for name, m in self.methods.items())
             raise UntrainedMethodError(
@@ -100,7 +167,10 @@ class ModelSpec:
         """
         try:
             data: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
-            data["methods"] = {name: Method.from_json(m) for name, m in data["methods"].items()}
+            methods = records.mapping(data["methods"], "methods")
+            data["methods"] = {
+                name: Method.from_json(records.mapping(m, "method")) for name, m in methods.items()
+            }
             data["base_kernel"] = tuple(data["base_kernel"])
             data["buckets"] = tuple(tuple(size) for size in data["buckets"])
             return cls(**data)

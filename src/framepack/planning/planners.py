@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from framepack.errors import InputError
-from framepack.packing.schedule import Grid, Level
+from framepack.packing.schedule import Grid, Kernel, Level
 from framepack.planning.known import Known
 from framepack.planning.layout import lay_out
 from framepack.planning.method import Method
@@ -146,14 +146,18 @@ class Plan:
         """The most context tokens that any section has in the levels of ``roles`` (default: all)."""
         return max((section.tokens(grid, *roles) for section in self.sections), default=0)
 
-    def to_json(self, grid: Grid) -> dict[str, object]:
+    def to_json(self, grid: Grid, base: Kernel | None = None) -> dict[str, object]:
         """Plain values for one latent grid (height, width).
+
+        ``base`` is the model's base kernel, by whose tokens the closed form counts; without it the finest
+        kernel of the schedule.
 
         ``context_tokens`` and ``limit_tokens`` count the history with its tail; the frames pinned to the
         start and across the gap are counted on their own, as ``start_tokens`` and ``end_tokens``.
         """
         schedule = self.method.schedule
-        frame_tokens = Level(1, schedule.base).tokens(grid)
+        base = base or schedule.base
+        frame_tokens = Level(1, base).tokens(grid)
         return {
             "method": str(self.method),
             "order": self.method.order,
@@ -165,7 +169,7 @@ class Plan:
             "start_tokens": self.context_tokens(grid, "start"),
             "end_tokens": self.context_tokens(grid, "end"),
             "limit_tokens": schedule.limit_tokens(grid),
-            "nominal_limit": schedule.nominal_limit(frame_tokens),
+            "nominal_limit": schedule.nominal_limit(frame_tokens, base),
         }
 
 
