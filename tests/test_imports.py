@@ -15,7 +15,7 @@ ROOMS = [
     *("errors", "packing", "planning", "video", "codecs", "conditioning", "models", "sampling", "resources"),
     *("generation", "metrics", "data", "training", "recipes", "evaluation", "serving", "cli"),
 ]
-HEAVY = ("torch", "diffusers", "transformers", "peft", "matplotlib", "av")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "matplotlib", "av")
 TORCHLESS = ("errors", "planning", "video", "packing.schedule", "packing.notation", "models.spec")
 
 
@@ -121,7 +121,7 @@ PUBLIC = {
 
 
 INTERNAL = {
-    "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "released"],
+    "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "read_levels", "released"],
     "framepack.planning.method": [
         *("anti_drifting", "f1", "inverted", "inverted_plain", "method_from_spec", "planned", "vanilla"),
     ],
@@ -129,7 +129,7 @@ INTERNAL = {
     "framepack.video.io": ["VideoFile", "encode_video"],
     "framepack.video.resize": ["cover_box"],
     "framepack.video.sheet": ["spread"],
-    "framepack.models.variants": ["Variant", "variant"],
+    "framepack.models.variants": ["Variant"],
     "framepack.generation.events": ["event_json"],
     "framepack.generation.pipeline": ["encode_picture", "pick_dtype", "prompt_warnings"],
     "framepack.generation.request": ["Selection", "check_prompt", "select"],

@@ -242,6 +242,44 @@ def test_inverted_gaps_are_clamped():
     assert history(first) == [("start", [0], [0])]
 
 
+def test_inverted_plain_91_frames_in_full():
+    made = plan(video(91, 0), named_method("inverted-plain", max_gap=3)).sections
+    # Three of the missing frames are kept between the start and what is made.
+    assert [section.positions for section in made] == [
+        (4, 5, 6, 7, 8),
+        (4, 5, 6, 7, 8, 9, 10, 11, 12),
+        (1, 2, 3, 4, 5, 6, 7, 8, 9),
+    ]
+    assert history(made[0]) == [("start", [0], [0])]
+    assert history(made[1]) == [
+        ("history", [22, 23], [16, 17]),
+        ("history", [20, 21], [14, 15]),
+        ("history", [19], [13]),
+        ("start", [0], [0]),
+    ]
+    assert history(made[2]) == [
+        ("history", list(range(13, 24)), list(range(13, 24))),
+        ("history", [11, 12], [11, 12]),
+        ("history", [10], [10]),
+        ("start", [0], [0]),
+    ]
+    assert [(s.past, s.future) for s in made] == [((0,), (None,)), ((0,), (19,)), ((0,), (10,))]
+    true = plan(video(91, 0), named_method("inverted-plain")).sections
+    assert [section.positions for section in true] == [section.frames for section in true]
+
+
+def test_a_tail_keeps_its_gaps_and_no_more():
+    schedule = PackingSchedule((Level(1, (1, 2, 2)),), Tail.APPEND, start=(Level(1, (1, 2, 2)),))
+    method = Method(schedule=schedule, order="inverted", section_size=S, max_gap=2)
+    made = plan(sections_of(4), method).sections
+    assert made[1].positions == tuple(range(3, 12))
+    assert [(level.role, level.frames, level.positions) for level in made[1].context] == [
+        ("tail", range(29, 37), range(13, 21)),
+        ("history", (28,), (12,)),
+        ("start", (0,), (0,)),
+    ]
+
+
 def test_absent_frames_get_indices_of_their_own():
     schedule = PackingSchedule.parse("f1k1f2k1_x_td_f3k1f1k1_x_f1k1f1k1")
     method = Method(schedule=schedule, order="vanilla", section_size=S, absent="zeros")

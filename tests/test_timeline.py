@@ -64,20 +64,6 @@ def test_frames_survive_the_way_through_seconds(frames, fps):
         assert Timeline.from_seconds(timeline.seconds, fps=fps, stride=4) == timeline
 
 
-def test_latent_at():
-    timeline = Timeline(frames=33, fps=30, stride=4)
-    assert [timeline.latent_at(s) for s in (0, 1 / 30, 4 / 30, 5 / 30, 32 / 30, 33 / 30)] == [
-        0,
-        1,
-        1,
-        2,
-        8,
-        8,
-    ]
-    with pytest.raises(InputError):
-        timeline.latent_at(2)
-
-
 def test_known_frames_are_sorted_and_counted_from_the_end():
     timeline = Timeline(frames=91, fps=30, stride=4, known=(-1, 0, 7, 0))
     assert timeline.known == (0, 7, 23)  # the end keyframe sits on the last latent frame kept

@@ -36,14 +36,14 @@ def table() -> list[dict[str, Any]]:
     ``limit_tokens`` the bound for endless history, also exact; ``nominal_limit`` the closed form,
     without padding. The start frame is counted on its own, in ``start_tokens``.
     """
-    from framepack.errors import UnknownNameError
+    from framepack.errors import ModelError
     from framepack.models.spec import ModelSpec, model_folder
     from framepack.models.variants import VARIANTS
 
     rows = []
     try:
         folder = model_folder("bundled")
-    except UnknownNameError:
+    except ModelError:
         pass  # a checkout without weights; the published sizes are listed all the same
     else:
         rows.append(_row(ModelSpec.load(folder), count_stored(folder / "transformer"), loadable=True))
@@ -53,16 +53,18 @@ def table() -> list[dict[str, Any]]:
 
 
 def _row(spec: ModelSpec, parameters: int, *, loadable: bool) -> dict[str, Any]:
+    from framepack.planning.timeline import Timeline
+
     schedule = spec.methods[spec.default_method].schedule
     grid = (HEIGHT // spec.spatial_stride, WIDTH // spec.spatial_stride)
     frame_tokens = -(-grid[0] // spec.base_kernel[1]) * -(-grid[1] // spec.base_kernel[2])
-    history = round(HISTORY_SECONDS * spec.fps / spec.temporal_stride)
+    minute = Timeline.from_seconds(HISTORY_SECONDS, fps=spec.fps, stride=spec.temporal_stride)
     return {
         "name": spec.name,
         "family": spec.family,
         "parameters": parameters,
         "schedule": str(schedule),
-        "context_tokens": schedule.context_tokens(grid, history),
+        "context_tokens": schedule.context_tokens(grid, minute.latent_frames),
         "limit_tokens": schedule.limit_tokens(grid),
         "nominal_limit": schedule.nominal_limit(frame_tokens, spec.base_kernel),
         "start_tokens": schedule.start_tokens(grid),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from framepack.errors import UnknownNameError
 from framepack.models.spec import ModelSpec
 from framepack.packing.schedule import Kernel, PackingSchedule
 from framepack.planning.method import METHODS, named_method
@@ -128,14 +127,3 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
-
-
-def variant(name: str) -> Variant:
-    """Look a row up.
-
-    Raises:
-        UnknownNameError: no such row.
-    """
-    if name not in VARIANTS:
-        raise UnknownNameError("variant", name, list(VARIANTS))
-    return VARIANTS[name]

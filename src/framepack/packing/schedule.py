@@ -83,7 +83,7 @@ class Level:
         return notation.write_level(self.frames, self.kernel)
 
 
-def _read_levels(tokens: Sequence[Token]) -> tuple[Level, ...]:
+def read_levels(tokens: Sequence[Token]) -> tuple[Level, ...]:
     return tuple(Level(token.frames, token.kernel) for token in tokens)
 
 
@@ -143,10 +143,10 @@ class PackingSchedule:
         before = groups[0] if core else []
         after = groups[core + 1] if len(groups) > core + 1 else []
         return cls(
-            levels=_read_levels(levels),
+            levels=read_levels(levels),
             tail=Tail(tail or "td"),
-            start=_read_levels(notation.only_levels(before, text, "before x")),
-            end=_read_levels(notation.only_levels(after, text, "after the second x")),
+            start=read_levels(notation.only_levels(before, text, "before x")),
+            end=read_levels(notation.only_levels(after, text, "after the second x")),
         )
 
     def __str__(self) -> str:
@@ -332,17 +332,11 @@ def _symmetric(base: Kernel) -> PackingSchedule:
     return replace(geometric, start=tuple(reversed(geometric.levels)))
 
 
-def _kernel_row(base: Kernel) -> PackingSchedule:
-    """The row (1,2,2) (1,4,2) (1,4,4) (1,8,4) (1,8,8); frames older than the fourth share the last kernel."""
-    levels = tuple(Level(1, rate_kernel(exponent, base)) for exponent in reversed(range(rates.TERMS)))
-    return PackingSchedule(levels, Tail.COMPRESS, budget=2.0)
-
-
 SCHEDULES: dict[str, Callable[[Kernel], PackingSchedule]] = {
     "geometric": _geometric,
     "duplicated": _duplicated,
     "temporal": released,
     "start-frame": _start_frame,
     "symmetric": _symmetric,
-    "kernel-row": _kernel_row,
+    "kernel-row": _geometric,  # the row (1,2,2) (1,4,2) (1,4,4) (1,8,4) (1,8,8) is what lambda 2 comes to
 }

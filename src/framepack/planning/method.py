@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 
 from framepack.errors import InputError, NotationError, UnknownNameError
 from framepack.packing import notation
-from framepack.packing.notation import Kernel, Token
-from framepack.packing.schedule import HUNYUAN_BASE, Level, PackingSchedule, Tail, released
+from framepack.packing.notation import Kernel
+from framepack.packing.schedule import HUNYUAN_BASE, Level, PackingSchedule, Tail, read_levels, released
 from framepack.planning import records
 
 ORDERS = ("vanilla", "f1", "anti-drifting", "inverted", "planned")
@@ -148,7 +148,9 @@ class Method:
         else:
             order = "f1" if start else "vanilla"
         return cls(
-            schedule=PackingSchedule(_levels(levels), Tail(tail or "td"), _levels(start), _levels(end)),
+            schedule=PackingSchedule(
+                read_levels(levels), Tail(tail or "td"), read_levels(start), read_levels(end)
+            ),
             order=order,
             section_size=generate[0].frames,
             positions="constant" if order == "f1" else "gap",
@@ -212,10 +214,6 @@ class Method:
             return cls(**values)  # type: ignore[arg-type]
         except TypeError as error:
             raise InputError(f"method record: {error}") from None
-
-
-def _levels(tokens: list[Token]) -> tuple[Level, ...]:
-    return tuple(Level(token.frames, token.kernel) for token in tokens)
 
 
 # Friendly names --------------------------------------------------------------------------------------

@@ -102,9 +102,3 @@ class Timeline:
         if not 0 <= frame < self.frames:
             raise InputError(f"frame {frame}: this video has 0 to {self.frames - 1}")
         return -(-frame // self.stride)
-
-    def latent_at(self, seconds: float) -> int:
-        """The latent frame shown at ``seconds``. Raises InputError outside the video."""
-        if not (math.isfinite(seconds) and 0 <= seconds <= self.seconds):
-            raise InputError(f"{seconds:g} s: this video lasts {self.seconds:g} s")
-        return self.latent_of(min(math.floor(seconds * self.fps + 1e-6), self.frames - 1))
