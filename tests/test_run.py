@@ -201,7 +201,7 @@ def test_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
     dice = random.Random(method)
     seen: set[int] = set()
     while True:
-        stop, events = dice.randint(3, 14), []
+        stop, events = dice.randint(3, 24), []
         running = job(tmp_path, method=method, image=image).events()
         for event in running:
             events.append(event)
