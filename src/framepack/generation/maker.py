@@ -16,9 +16,10 @@ from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.models.bundle import Bundle
 from framepack.packing.context import LevelPlan, pack
+from framepack.planning.method import Method
 from framepack.planning.sections import Section
 from framepack.sampling.flow import section_sigmas
-from framepack.sampling.section import sample_section
+from framepack.sampling.section import context_timestep, sample_section
 from framepack.sampling.solvers import solver_named
 
 OnStep = Callable[[int, int], None]
@@ -77,7 +78,7 @@ class SectionMaker:
                 store.fetch,
                 noise,
                 aligned=model.config.aligned,
-                timestep=0.0 if config.method["history_timestep"] == "zero" else None,
+                timestep=context_timestep(Method.from_json(config.method)),
                 tail=lambda level: tail_latents(section, level, store),
             ).to(self.device, self.dtype)
             prompt = self._encode(config.prompt if edit.prompt is None else edit.prompt)
