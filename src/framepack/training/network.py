@@ -103,9 +103,9 @@ def spec_of(config: TrainConfig, codec: FrameAutoencoder) -> ModelSpec:
         fps=config.fps,
         buckets=config.cache.sizes,
         methods=methods,
-        default_method="inverted" if "inverted" in methods else next(iter(methods)),
+        default_method="f1" if "f1" in methods else next(iter(methods)),
         steps=8,
-        guidance=1.5,
+        guidance=2.0,
         solver="euler",
         shift=config.objective.shift,
     )
