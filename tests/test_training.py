@@ -323,7 +323,7 @@ def test_clips_of_several_sizes(config, codec_folder, tmp_path):
     (row,) = held_out_check(bundle, clips=3, frames=9, only=["text-to-video"])
     assert [m.video.shape[1:3] for m in row.measured] == list(sizes)
     row.save_sheets(tmp_path)
-    assert len(list(tmp_path.glob("inverted-text-to-video-*x*.png"))) == 3
+    assert len(list(tmp_path.glob("f1-text-to-video-*x*.png"))) == 3
 
 
 def rows_of(folder):
@@ -505,7 +505,7 @@ def test_the_command_trains_resumes_and_refuses(codec_folder, tmp_path):
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(tmp_path / "run" / "model")
-    assert load_bundle(done.stdout.strip()).spec.default_method == "inverted"
+    assert load_bundle(done.stdout.strip()).spec.default_method == "f1"
     assert run(*arguments, "--set", "steps=2").exit_code == 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
