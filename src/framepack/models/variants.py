@@ -91,9 +91,8 @@ class Variant:
                 has_clean_x_embedder=False,
             )
         width = model.config.num_attention_heads * model.config.attention_head_dim
-        schedule = self.schedule()
-        kernels = {level.kernel for level in (*schedule.levels, *schedule.start, *schedule.end)}
-        kernels.add(BASE_KERNEL)  # the start frame's; history at the base kernel shares it
+        # The base kernel is the start frame's; history at that kernel shares it.
+        kernels = {*self.schedule().kernels, BASE_KERNEL}
         packing = sum(width * (LATENT_CHANNELS * math.prod(kernel) + 1) for kernel in kernels)
         return sum(p.numel() for p in model.parameters()) + packing
 

@@ -355,7 +355,7 @@ def method_from_spec(
         NotationError: notation that does not parse, pointing at the spot.
     """
     if text in METHODS:
-        return METHODS[text](base, section_size, absent=absent, max_gap=max_gap)
+        return named_method(text, base, section_size, absent=absent, max_gap=max_gap)
     if any(char.isdigit() for char in text):
         method = Method.parse(text)
         return replace(method, absent=absent or method.absent, max_gap=max_gap)

@@ -64,9 +64,7 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
             raise InputError(f"size {height} x {width}: the codec needs multiples of {stride}; change sizes")
     net = config.network
     for name, method in trained_methods(config).items():
-        schedule = method.schedule
-        used = {level.kernel for level in (*schedule.levels, *schedule.start, *schedule.end)}
-        if lacking := used - set(net.kernels):
+        if lacking := set(method.schedule.kernels) - set(net.kernels):
             raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
     if config.init is None:
         return None
