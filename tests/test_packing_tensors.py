@@ -8,6 +8,7 @@ from diffusers import WanTransformer3DModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import ContextTensors, PackedContext, align, gather
 from framepack.packing.kernels import PatchKernels, expand_kernel, pad_to_kernel
@@ -30,6 +31,10 @@ def wan(in_channels: int = 16, out_channels: int = 16) -> WanTransformer3DModel:
         ffn_dim=64,
         num_layers=2,
     ).eval()
+
+
+def said(prompt: torch.Tensor) -> Conditioning:
+    return Conditioning(prompt=prompt)
 
 
 def level(frames: list[int], positions: list[int], kernel=(2, 4, 4), size=(1, 16, 8, 12), seed=0):
@@ -108,7 +113,7 @@ def test_adopted_with_empty_context_equals_its_base_bit_for_bit():
     timestep = torch.tensor([900.0, 40.0])
     expected = base(x, timestep, text, return_dict=False)[0]
     model = PackedWanTransformer3DModel.adopt(base, KERNELS)
-    assert torch.equal(model(x, timestep, text), expected)
+    assert torch.equal(model(x, timestep, said(text)), expected)
 
 
 def test_kernels_added_later_come_from_the_base_and_leave_others_alone():
@@ -128,9 +133,9 @@ def test_context_is_read_and_order_of_levels_does_not_matter():
     x, text, t = torch.randn(1, 16, 3, 8, 12), torch.randn(1, 7, 32), torch.tensor([500.0])
     positions = torch.arange(20, 23)
     levels = (level(list(range(4)), [0, 1, 2, 3], (4, 8, 8)), level([0], [19], (1, 2, 2), seed=1))
-    alone = model(x, t, text, positions)
-    seen = model(x, t, text, positions, PackedContext(levels))
-    turned = model(x, t, text, positions, PackedContext(levels[::-1]))
+    alone = model(x, t, said(text), positions)
+    seen = model(x, t, said(text), positions, PackedContext(levels))
+    turned = model(x, t, said(text), positions, PackedContext(levels[::-1]))
     assert (alone - seen).abs().max() > 1e-4
     torch.testing.assert_close(seen, turned, atol=1e-5, rtol=1e-4)
 
@@ -143,8 +148,8 @@ def test_history_timestep_zero_differs_and_equals_noisy_at_zero():
     positions = torch.arange(2, 5)
     for t, same in ((0.0, True), (700.0, False)):
         timestep = torch.tensor([t])
-        noisy = model(x, timestep, text, positions, PackedContext(levels))
-        zero = model(x, timestep, text, positions, PackedContext(levels, timestep=0.0))
+        noisy = model(x, timestep, said(text), positions, PackedContext(levels))
+        zero = model(x, timestep, said(text), positions, PackedContext(levels, timestep=0.0))
         assert torch.allclose(noisy, zero, atol=1e-5) == same
 
 
@@ -154,7 +159,8 @@ def test_odd_sizes_come_back_whole():
     x = torch.randn(1, 16, 2, 7, 9)
     context = PackedContext((level([0, 1, 2], [0, 1, 2], (4, 8, 8), size=(1, 16, 7, 9)),))
     assert (
-        model(x, torch.tensor([500.0]), torch.randn(1, 7, 32), torch.arange(3, 5), context).shape == x.shape
+        model(x, torch.tensor([500.0]), said(torch.randn(1, 7, 32)), torch.arange(3, 5), context).shape
+        == x.shape
     )
 
 
@@ -166,7 +172,7 @@ def test_saved_and_loaded_gives_the_same_bytes(tmp_path):
     again = PackedWanTransformer3DModel.from_pretrained(tmp_path)
     x, text, t = torch.randn(1, 16, 2, 8, 8), torch.randn(1, 7, 32), torch.tensor([500.0])
     context = PackedContext(aligned=torch.randn(1, 34, 2, 8, 8))
-    assert torch.equal(model(x, t, text, context=context), again(x, t, text, context=context))
+    assert torch.equal(model(x, t, said(text), context=context), again(x, t, said(text), context=context))
     assert again.config.prediction == "sample"
 
 
@@ -218,8 +224,8 @@ def test_a_model_takes_a_pooled_tail():
     tail = ContextLevel("tail", (2, 4, 4), range(3), range(3), pool=(1, 32, 32))
     levels = gather([tail], lambda frames: held[:, :, list(frames)], held)
     x, t, text = torch.randn(1, 16, 1, 40, 70), torch.tensor([500.0]), torch.randn(1, 7, 32)
-    alone = model(x, t, text, torch.tensor([3]))
-    assert (model(x, t, text, torch.tensor([3]), PackedContext(levels)) - alone).abs().max() > 1e-5
+    alone = model(x, t, said(text), torch.tensor([3]))
+    assert (model(x, t, said(text), torch.tensor([3]), PackedContext(levels)) - alone).abs().max() > 1e-5
 
 
 def test_aligned_channels_hold_the_nearest_frames_of_each_span():

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.errors import UnknownNameError
 from framepack.sampling.flow import balanced_shift, make_sigmas, shift_sigmas, to_data
 from framepack.sampling.section import sample_section
@@ -82,9 +83,9 @@ class Recorder:
 
         return contextlib.nullcontext()
 
-    def __call__(self, hidden_states, timestep, encoder_hidden_states, positions, context):
+    def __call__(self, hidden_states, timestep, conditioning, positions, context):
         self.calls += 1
-        return torch.full_like(hidden_states, float(encoder_hidden_states.mean()))
+        return torch.full_like(hidden_states, float(conditioning.prompt.mean()))
 
 
 @pytest.mark.parametrize(("guidance", "value", "calls"), [(1.0, 3.0, 4), (2.0, 5.0, 8)])
@@ -95,8 +96,8 @@ def test_guidance_moves_away_from_the_negative_prompt(guidance, value, calls):
         noise=torch.randn(1, 2, 1, 2, 2),
         positions=torch.arange(1),
         context=None,
-        prompt=torch.full((1, 2, 2), 3.0),
-        negative=torch.full((1, 2, 2), 1.0),
+        prompt=Conditioning(prompt=torch.full((1, 2, 2), 3.0)),
+        negative=Conditioning(prompt=torch.full((1, 2, 2), 1.0)),
         guidance=guidance,
         sigmas=make_sigmas(4, 2.0),
         solver=euler,

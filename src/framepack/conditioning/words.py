@@ -5,12 +5,19 @@ Legend: B batch, L word slots of a prompt, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.conditioning.lexicon import parse
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class WordConditioner(ModelMixin, ConfigMixin):
@@ -38,17 +45,24 @@ class WordConditioner(ModelMixin, ConfigMixin):
         """Rows (B, L) -> embeddings (B, L, D)."""
         return self.table(rows)
 
-    def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Prompts -> embeddings (B, L, D). Unknown words are left out; ``unknown_words`` names them."""
+    @property
+    def sees_picture(self) -> bool:
+        return False
+
+    def encode(self, prompts: Sequence[str], picture: Image | None = None) -> Conditioning:
+        """Prompts as embeddings (B, L, D). Unknown words are left out; ``remarks`` names them."""
         rows = [self.rows_of(parse(prompt).words) for prompt in prompts]
-        return self(torch.tensor(rows, device=self.table.weight.device))
+        return Conditioning(prompt=self(torch.tensor(rows, device=self.table.weight.device)))
 
-    @staticmethod
-    def unknown_words(prompt: str) -> tuple[str, ...]:
-        """The words of a prompt that say nothing to this model."""
-        return parse(prompt).unknown
-
-    @staticmethod
-    def surplus_words(prompt: str) -> tuple[str, ...]:
-        """Known words of a prompt that are left out, since another word of their slot stands."""
-        return parse(prompt).surplus
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        """Unknown words with the known ones, and words left out since another of their slot stands."""
+        parsed = [parse(prompt) for prompt in prompts]
+        unknown = dict.fromkeys(word for part in parsed for word in part.unknown)
+        surplus = dict.fromkeys(word for part in parsed for word in part.surplus)
+        told = []
+        if unknown:
+            words = ", ".join(self.config.words)
+            told.append(f"words the model does not know: {', '.join(unknown)}. It knows: {words}")
+        if surplus:
+            told.append(f"words left out, for another of their kind was taken: {', '.join(surplus)}")
+        return told

@@ -27,7 +27,8 @@ class RunConfig:
         model_digest: sha256 of the model's weights and configurations.
         method: ``Method.to_json``.
         frames, fps, height, width: of the finished video, pixels.
-        seed, steps, guidance, solver: of sampling. shift: fixed flow shift; None for the balanced rule.
+        seed, steps, guidance, solver: of sampling. embedded_guidance: of distilled models, else None.
+        shift: fixed flow shift; None for the balanced rule.
         prompt, negative_prompt: as worded; the negative one is empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
         device, dtype: other devices and precisions round differently.
@@ -49,6 +50,7 @@ class RunConfig:
     image: str | None
     device: str
     dtype: str
+    embedded_guidance: float | None = None
     sampling_version: int = SAMPLING_VERSION
 
     @property
@@ -83,6 +85,7 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         seed=request.seed,
         steps=spec.steps if request.steps is None else request.steps,
         guidance=guidance,
+        embedded_guidance=spec.embedded_guidance,
         solver=spec.solver,
         shift=spec.shift,
         prompt=request.prompt,

@@ -6,10 +6,12 @@ Legend: C latent channels, T frames of the section, h w latent grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_json, section_seed
@@ -22,11 +24,19 @@ from framepack.sampling.flow import section_sigmas
 from framepack.sampling.section import context_timestep, sample_section
 from framepack.sampling.solvers import solver_named
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 OnStep = Callable[[int, int], None]
 
 
-def section_key(config: RunConfig, section: Section, edit: Edit, store: RunStore) -> str:
-    """Hash of all that makes a section: its row, noise, prompt, weights, sampling and context latents."""
+def section_key(
+    config: RunConfig, section: Section, edit: Edit, store: RunStore, *, sees_picture: bool
+) -> str:
+    """Hash of all that makes a section: its row, noise, prompt, weights, sampling and context latents.
+
+    ``sees_picture``: the conditioner looks at the start picture, so that it belongs to what makes a section.
+    """
     sides = {frame for frame in (*section.past, *section.future) if frame is not None}
     levels = [level for level in section.context if level.role != "tail"]
     seen = sides.union(*(level.present for level in levels))
@@ -37,6 +47,7 @@ def section_key(config: RunConfig, section: Section, edit: Edit, store: RunStore
             "row": section_row(section),
             "noise": section_seed(config.seed, section.index, edit.take),
             "prompt": config.prompt if edit.prompt is None else edit.prompt,
+            "picture": config.image if sees_picture else None,
             "context": {str(frame): store.reference(frame) for frame in seen},
             "tail": [store.tails.reference(section.far_first(level.frames)) for level in tails],
         }
@@ -58,12 +69,12 @@ def section_row(section: Section) -> dict[str, Any]:
 
 
 class SectionMaker:
-    """Makes the sections of one run; prompts are encoded once."""
+    """Makes the sections of one run; prompts are encoded once, each with the start picture."""
 
-    def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock) -> None:
-        self.config, self.bundle, self.clock = config, bundle, clock
+    def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock, picture: Image | None = None) -> None:
+        self.config, self.bundle, self.clock, self.picture = config, bundle, clock, picture
         self.device, self.dtype = bundle.transformer.device, bundle.transformer.dtype
-        self._prompts: dict[str, torch.Tensor] = {}
+        self._prompts: dict[str, Conditioning] = {}
 
     def make(self, section: Section, edit: Edit, store: RunStore, on_step: OnStep) -> torch.Tensor:
         """Latents (C, T, h, w), float32, of a section whose context is on the timeline of ``store``.
@@ -108,8 +119,9 @@ class SectionMaker:
         return torch.randn(1, spec.latent_channels, len(section.frames), *grid, generator=generator)
 
     @torch.inference_mode()
-    def _encode(self, prompt: str) -> torch.Tensor:
+    def _encode(self, prompt: str) -> Conditioning:
         if prompt not in self._prompts:
-            embeds = self.bundle.conditioner.encode([prompt])
-            self._prompts[prompt] = embeds.to(self.device, self.dtype)
+            conditioning = self.bundle.conditioner.encode([prompt], self.picture)
+            guided = replace(conditioning, guidance=self.config.embedded_guidance)
+            self._prompts[prompt] = guided.to(self.device, self.dtype)
         return self._prompts[prompt]

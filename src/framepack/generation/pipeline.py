@@ -50,6 +50,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         bundle=bundle,
         known=known,
         places=places,
+        picture=selection.picture,
         overwrite=request.overwrite,
         warnings=(*prompt_warnings(request, config, bundle), *faults),
         seconds=time.perf_counter() - begun,
@@ -87,15 +88,7 @@ def encode_picture(selection: Selection, bundle: Bundle) -> tuple[dict[int, torc
 
 def prompt_warnings(request: GenerateRequest, config: RunConfig, bundle: Bundle) -> list[str]:
     """What the prompts say in vain: unknown words, words of a slot that is taken, a prompt without a part."""
-    conditioner, prompts = bundle.conditioner, (config.prompt, config.negative_prompt)
-    unknown = dict.fromkeys(word for prompt in prompts for word in conditioner.unknown_words(prompt))
-    surplus = dict.fromkeys(word for prompt in prompts for word in conditioner.surplus_words(prompt))
-    told = []
-    if unknown:
-        words = ", ".join(conditioner.config.words)
-        told.append(f"words the model does not know: {', '.join(unknown)}. It knows: {words}")
-    if surplus:
-        told.append(f"words left out, for another of their kind was taken: {', '.join(surplus)}")
+    told = bundle.conditioner.remarks((config.prompt, config.negative_prompt))
     if request.negative_prompt and not config.negative_prompt:
         told.append(
             f"the negative prompt has no part at guidance {config.guidance:g}: raise --guidance above 1"

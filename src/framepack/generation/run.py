@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,6 +28,9 @@ from framepack.planning.method import Method
 from framepack.planning.planners import Plan
 from framepack.video.io import encode_video
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 T = TypeVar("T")
 
 TOLD = 8
@@ -41,6 +44,7 @@ class PreparedRun:
     Attributes:
         context_tokens: the most tokens of history, tail included, that a section sees.
         known: latents (C, h, w) by timeline index, of pictures given by the user.
+        picture: the start picture, at the size of the video.
         warnings: one line each, for the user.
         seconds: time that preparing took.
     """
@@ -52,6 +56,7 @@ class PreparedRun:
     bundle: Bundle
     known: dict[int, torch.Tensor]
     places: Places
+    picture: Image | None = None
     overwrite: bool = False
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -103,7 +108,7 @@ def run(job: PreparedRun, emit: Emit) -> None:
             job.places.write_config(told)
             emit(_finished(job, clock, cached=True))
             return
-        maker = SectionMaker(config, job.bundle, clock)
+        maker = SectionMaker(config, job.bundle, clock, job.picture)
         for frame, latent in job.known.items():
             store.place(_known(config, store, frame, latent))
         made: list[Stored] = []
@@ -111,7 +116,7 @@ def run(job: PreparedRun, emit: Emit) -> None:
             begun = time.perf_counter()
             section = settle(planned, job.method, job.plan.timeline, store.fetch)
             edit = store.edits.get(section.index, Edit())
-            key = section_key(config, section, edit, store)
+            key = section_key(config, section, edit, store, sees_picture=job.bundle.conditioner.sees_picture)
             stored = store.find(key)
             cached = stored is not None
             if stored is None:

@@ -65,6 +65,7 @@ class ModelSpec:
         methods: those it was trained for, by friendly name.
         default_method: one of them.
         steps, guidance: defaults of sampling. solver: a name of ``sampling.SOLVERS``.
+        embedded_guidance: default scale of models with distilled guidance, else None.
         shift: a fixed flow shift; None for the balanced rule.
 
     Raises:
@@ -85,6 +86,7 @@ class ModelSpec:
     guidance: float
     solver: str
     shift: float | None
+    embedded_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:

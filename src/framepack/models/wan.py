@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.packing.context import EMPTY, PackedContext
 from framepack.packing.kernels import PatchKernels, pad_to_kernel
 from framepack.packing.rope import axis_dims, phases
@@ -120,20 +121,18 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        conditioning: Conditioning,
         positions: torch.Tensor | None = None,
         context: PackedContext = EMPTY,
-        encoder_hidden_states_image: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict for the target frames.
 
         Args:
             hidden_states: noisy latents (B, C, T, h, w).
             timestep: (B,), sigma x 1000.
-            encoder_hidden_states: prompt tokens (B, L, text_dim).
+            conditioning: ``prompt`` (B, L, text_dim), and ``image`` for bases that have image tokens.
             positions: time index of each target frame (T,); None counts from 0.
             context: clean latents, see ``PackedContext``.
-            encoder_hidden_states_image: image tokens of bases that have them.
 
         Returns:
             (B, C, T, h, w); ``config.prediction`` says of what.
@@ -157,8 +156,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         per_token = timestep.ndim == 2
         temb, timestep_proj, prompt, image = self.condition_embedder(
             timestep.flatten(),
-            encoder_hidden_states,
-            encoder_hidden_states_image,
+            conditioning.prompt,
+            conditioning.image,
             timestep_seq_len=x.shape[1] if per_token else None,
         )
         timestep_proj = timestep_proj.unflatten(-1, (6, -1))

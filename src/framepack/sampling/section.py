@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.packing.context import PackedContext
 from framepack.planning.method import Method
 from framepack.sampling.flow import to_data
@@ -25,7 +26,7 @@ class Model(Protocol):
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        conditioning: Conditioning,
         positions: torch.Tensor | None,
         context: PackedContext,
     ) -> torch.Tensor: ...
@@ -45,8 +46,8 @@ def sample_section(
     noise: torch.Tensor,
     positions: torch.Tensor,
     context: PackedContext,
-    prompt: torch.Tensor,
-    negative: torch.Tensor | None,
+    prompt: Conditioning,
+    negative: Conditioning | None,
     guidance: float,
     sigmas: torch.Tensor,
     solver: Solver,
@@ -58,7 +59,7 @@ def sample_section(
         noise: (B, C, T, h, w), float32.
         positions: time index of each target frame (T,).
         context: already on the model's device and dtype.
-        prompt, negative: embeddings (B, L, D); ``negative`` is read only where guidance is not 1.
+        prompt, negative: what steers it; ``negative`` is read only where guidance is not 1.
         guidance: classifier-free guidance scale (Ho and Salimans 2022); 1 means none and one call a step.
         sigmas: noise levels, see ``make_sigmas``.
         on_step: told (finished steps, all steps) after each step; an exception from it ends the section.
@@ -76,9 +77,9 @@ def sample_section(
     def denoise(x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
         timestep = torch.full((x.shape[0],), sigma * 1000.0, device=x.device)
         data = []
-        for name, embeds in branches.items():
+        for name, conditioning in branches.items():
             with model.cache_context(name):
-                output = model(x.to(embeds.dtype), timestep, embeds, positions, context)
+                output = model(x.to(conditioning.prompt.dtype), timestep, conditioning, positions, context)
             data.append(to_data(output.float(), x, sigma, prediction))
         on_step(index + 1, steps)
         return data[0] if len(data) == 1 else data[1] + guidance * (data[0] - data[1])

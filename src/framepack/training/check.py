@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.conditioning.lexicon import SLOT_OF, SLOTS
 from framepack.data.captions import caption
 from framepack.data.world import Scene, sample_scene
@@ -129,7 +130,7 @@ def make_videos(
                 for words in ([p.words for p in chunk], [p.then or p.words for p in chunk])
             )
 
-            def prompt(section: Section, now: torch.Tensor = now, then: torch.Tensor = then) -> torch.Tensor:
+            def prompt(section: Section, now: Conditioning = now, then: Conditioning = then) -> Conditioning:
                 middle = (section.frames[0] + section.frames[-1]) / 2
                 return now if middle < timeline.latent_frames / 2 else then
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import LatentCache, send
 from framepack.models.wan import PackedWanTransformer3DModel
@@ -99,7 +100,7 @@ def loss_of(
     noisy = (1 - level) * target + level * noise
     prompt = conditioner(batch.rows).to(dtype)
     context = batch.context.to(device, dtype)
-    output = model(noisy.to(dtype), sigma * 1000, prompt, batch.positions, context)
+    output = model(noisy.to(dtype), sigma * 1000, Conditioning(prompt=prompt), batch.positions, context)
     data = to_data(output.float(), noisy, level, model.config.prediction)
     weight = 1 / level.clamp(min=config.floor) ** 2
     return (weight * (data - target) ** 2).mean()

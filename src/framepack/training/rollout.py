@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from framepack.conditioning.embeds import Conditioning
 from framepack.packing.context import pack
 from framepack.packing.schedule import Kernel
 from framepack.planning.planners import Plan
@@ -22,8 +23,8 @@ def rollout(
     model: Model,
     plan: Plan,
     known: dict[int, torch.Tensor],
-    prompts: Callable[[Section], torch.Tensor],
-    negative: torch.Tensor,
+    prompts: Callable[[Section], Conditioning],
+    negative: Conditioning,
     *,
     shape: tuple[int, int, int, int],
     seed: int,
@@ -39,7 +40,7 @@ def rollout(
 
     Args:
         known: latents (B, C, h, w) by timeline index.
-        prompts: embeddings (B, L, D) for a section. negative: the same, for guidance.
+        prompts: what steers a section. negative: the same, for guidance.
         shape: (B, C, h, w).
         shift: a fixed flow shift; None for the balanced rule on tokens of ``base_kernel``.
         seed: of the noise; section i draws from (seed, i).
