@@ -14,7 +14,7 @@ import time
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-from framepack.training.attention import ExplicitAttention
+from framepack.models.attention import ExplicitAttention
 
 BATCH, TOKENS, WORDS, HEADS, HEAD_DIM, REPEATS = 8, 544, 8, 3, 64, 9
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from framepack.errors import InputError
 from framepack.generation.request import GenerateRequest, select
 from framepack.metrics.bootstrap import bootstrap
-from framepack.models.bundle import Bundle, load_bundle, pick_device
+from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
 from framepack.models.spec import ModelSpec
 from framepack.packing.notation import MAX_FRAMES
 from framepack.packing.schedule import Kernel, Level, PackingSchedule
@@ -247,7 +247,7 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
     where = machine(str(device))
-    bundle = load_bundle(options.model, device, getattr(torch, options.dtype))
+    bundle = load_bundle(options.model, device, pick_dtype(options.dtype, device))
     if options.plot is not None:
         check_file(options.plot, (".png",))
     if options.sections < options.warm_up + 2 * options.window:
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="the model's own by default")
     parser.add_argument("--guidance", type=float, help="the model's own by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="PyTorch's choice by default")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plot", type=Path, help=".png")

@@ -21,7 +21,7 @@ from framepack.generation.decode import to_uint8
 from framepack.metrics.bootstrap import Interval, bootstrap
 from framepack.metrics.drift import SHARE, Drift, drift
 from framepack.metrics.quality import QUALITIES
-from framepack.models.bundle import Bundle, load_bundle, pick_device
+from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
 from framepack.training.check import HELD_OUT, Pair, make_videos
@@ -173,7 +173,7 @@ def sections_of(bundle: Bundle, method: str, frames: int) -> int:
 
 def benchmark(options: argparse.Namespace, command: str, console: Console) -> Report:
     device = pick_device(options.device)
-    bundle = load_bundle(options.model, device)
+    bundle = load_bundle(options.model, device, pick_dtype("auto", device))
     where = machine(str(device))
     clips = held_out_clips(bundle, options.clips, options.frames)
     truth = scores_of([clip.truth for clip in clips])

@@ -131,7 +131,7 @@ INTERNAL = {
     "framepack.video.sheet": ["spread"],
     "framepack.models.variants": ["Variant"],
     "framepack.generation.events": ["event_json"],
-    "framepack.generation.pipeline": ["encode_picture", "pick_dtype", "prompt_warnings"],
+    "framepack.generation.pipeline": ["encode_picture", "prompt_warnings"],
     "framepack.generation.request": ["Selection", "check_prompt", "select"],
 }
 

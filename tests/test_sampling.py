@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import UnknownNameError
+from framepack.packing.context import EMPTY, ContextTensors, PackedContext
 from framepack.sampling.flow import balanced_shift, make_sigmas, shift_sigmas, to_data
 from framepack.sampling.section import sample_section
 from framepack.sampling.solvers import SOLVERS, euler, solver_named
+from tiny import tiny_bundle
 
 
 def test_balanced_shift_at_the_published_points():
@@ -85,19 +88,23 @@ class Recorder:
 
     def __call__(self, hidden_states, timestep, conditioning, positions, context):
         self.calls += 1
-        return torch.full_like(hidden_states, float(conditioning.prompt.mean()))
+        return torch.ones_like(hidden_states) * conditioning.prompt.mean((1, 2)).view(-1, 1, 1, 1, 1)
 
 
-@pytest.mark.parametrize(("guidance", "value", "calls"), [(1.0, 3.0, 4), (2.0, 5.0, 8)])
-def test_guidance_moves_away_from_the_negative_prompt(guidance, value, calls):
+@pytest.mark.parametrize(
+    ("guidance", "words", "value", "calls"),
+    [(1.0, 2, 3.0, 4), (2.0, 2, 5.0, 4), (2.0, 5, 5.0, 8)],
+)
+def test_guidance_moves_away_from_the_negative_prompt(guidance, words, value, calls):
+    """Prompts of one shape go through the model together on a CPU, others one after the other."""
     model, steps = Recorder(), []
     out = sample_section(
         model,
         noise=torch.randn(1, 2, 1, 2, 2),
         positions=torch.arange(1),
-        context=None,
+        context=EMPTY,
         prompt=Conditioning(prompt=torch.full((1, 2, 2), 3.0)),
-        negative=Conditioning(prompt=torch.full((1, 2, 2), 1.0)),
+        negative=Conditioning(prompt=torch.full((1, words, 2), 1.0)),
         guidance=guidance,
         sigmas=make_sigmas(4, 2.0),
         solver=euler,
@@ -105,3 +112,34 @@ def test_guidance_moves_away_from_the_negative_prompt(guidance, value, calls):
     )
     torch.testing.assert_close(out, torch.full_like(out, value))
     assert model.calls == calls and steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_both_prompts_in_one_call_see_what_each_sees_alone():
+    """Through a real model with context, in float32: as a batch and as two calls."""
+    bundle = tiny_bundle()
+    model, spec = bundle.transformer, bundle.spec
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(1, spec.latent_channels, 2, 4, 4, generator=generator)
+    shape = (1, spec.latent_channels, 2, 4, 4)
+    level = ContextTensors(torch.randn(shape, generator=generator), torch.tensor([0, 1]), spec.base_kernel)
+    aligned = torch.randn(1, 2 * spec.latent_channels + 2, 2, 4, 4, generator=generator)
+    context = PackedContext((level,), aligned if model.config.aligned else None)
+    prompt, negative = (bundle.conditioner.encode([text]) for text in ("a red ball", "a blue star"))
+    # A mask that says nothing keeps the two from being joined.
+    apart = replace(negative, mask=torch.ones(1, negative.prompt.shape[1], dtype=torch.bool))
+
+    def sample(negative: Conditioning) -> torch.Tensor:
+        return sample_section(
+            model,
+            noise=noise,
+            positions=torch.tensor([2, 3]),
+            context=context,
+            prompt=prompt,
+            negative=negative,
+            guidance=3.0,
+            sigmas=make_sigmas(3, 2.0),
+            solver=euler,
+        )
+
+    assert prompt.joined(negative) is not None and prompt.joined(apart) is None
+    torch.testing.assert_close(sample(negative), sample(apart), atol=1e-5, rtol=1e-4)

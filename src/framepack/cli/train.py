@@ -125,11 +125,12 @@ def _check(
     """A line of JSON on standard output for each row as it is done; all of them, and sheets, in ``out``."""
     import json
 
-    from framepack.models.bundle import load_bundle, pick_device
+    from framepack.models.bundle import load_bundle, pick_device, pick_dtype
     from framepack.training.check import held_out_check
     from framepack.training.progress import progress
 
-    bundle = load_bundle(model, pick_device(device))
+    place = pick_device(device)
+    bundle = load_bundle(model, place, pick_dtype("auto", place))
     done = []
     with progress() as bars:
         rows = held_out_check(

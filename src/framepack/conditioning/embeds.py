@@ -35,9 +35,18 @@ class Conditioning:
     image: torch.Tensor | None = None
     guidance: float | None = None
 
-    @property
-    def batch(self) -> int:
-        return self.prompt.shape[0]
+    def joined(self, other: Conditioning) -> Conditioning | None:
+        """Both as one batch, self first; None where their shapes don't allow it."""
+        merged: dict[str, Any] = {}
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
+                if mine.shape[1:] != theirs.shape[1:]:
+                    return None
+                merged[field.name] = torch.cat([mine, theirs])
+            elif mine is not theirs and mine != theirs:
+                return None
+        return replace(self, **merged)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
         """The same on a device, floating-point tensors in ``dtype``."""

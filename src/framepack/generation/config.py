@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from framepack.models.bundle import Bundle
 
-SAMPLING_VERSION = 1
+SAMPLING_VERSION = 2
 """Counts up when a change of the code changes the latents that a configuration comes to."""
 
 

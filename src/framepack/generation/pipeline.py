@@ -10,7 +10,7 @@ from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
 from framepack.generation.run import PreparedRun
-from framepack.models.bundle import Bundle, load_bundle, model_folder, pick_device
+from framepack.models.bundle import Bundle, load_bundle, model_folder, pick_device, pick_dtype
 from framepack.models.spec import ModelSpec
 from framepack.sampling.solvers import solver_named
 
@@ -55,13 +55,6 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         warnings=(*prompt_warnings(request, config, bundle), *faults),
         seconds=time.perf_counter() - begun,
     )
-
-
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 on CUDA, float32 elsewhere."""
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, wanted)
 
 
 @torch.inference_mode()

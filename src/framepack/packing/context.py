@@ -87,6 +87,15 @@ class PackedContext:
         aligned = None if self.aligned is None else self.aligned.to(device, dtype)
         return PackedContext(levels, aligned, self.timestep)
 
+    def repeated(self, times: int) -> PackedContext:
+        """The same context for a batch ``times`` as large."""
+        levels = tuple(
+            ContextTensors(x.latents.repeat(times, 1, 1, 1, 1), x.positions, x.kernel, x.pool)
+            for x in self.levels
+        )
+        aligned = None if self.aligned is None else self.aligned.repeat(times, 1, 1, 1, 1)
+        return PackedContext(levels, aligned, self.timestep)
+
 
 EMPTY = PackedContext()
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from framepack.conditioning.embeds import Conditioning
+from framepack.models.attention import attention_for
 from framepack.packing.context import PackedContext
 from framepack.planning.method import Method
 from framepack.sampling.flow import to_data
@@ -69,19 +70,35 @@ def sample_section(
     """
     prediction = model.config.prediction  # type: ignore[attr-defined]
     steps = len(sigmas) - 1
-    branches = {"cond": prompt}
-    if guidance != 1.0:
-        assert negative is not None, "guidance needs a negative embedding"
-        branches["uncond"] = negative
+    branches = _branches(prompt, negative if guidance != 1.0 else None, noise.device, context)
 
     def denoise(x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
-        timestep = torch.full((x.shape[0],), sigma * 1000.0, device=x.device)
-        data = []
-        for name, conditioning in branches.items():
-            with model.cache_context(name):
-                output = model(x.to(conditioning.prompt.dtype), timestep, conditioning, positions, context)
-            data.append(to_data(output.float(), x, sigma, prediction))
+        data: list[torch.Tensor] = []
+        for name, conditioning, seen in branches:
+            dtype = conditioning.prompt.dtype
+            copies = len(conditioning.prompt) // len(x)
+            noisy = x.repeat(copies, 1, 1, 1, 1)
+            timestep = torch.full((len(noisy),), sigma * 1000.0, device=x.device)
+            with model.cache_context(name), attention_for(x.device, dtype):
+                output = model(noisy.to(dtype), timestep, conditioning, positions, seen)
+            data += to_data(output.float(), noisy, sigma, prediction).chunk(copies)
         on_step(index + 1, steps)
         return data[0] if len(data) == 1 else data[1] + guidance * (data[0] - data[1])
 
     return solver(denoise, noise, sigmas)
+
+
+def _branches(
+    prompt: Conditioning, negative: Conditioning | None, device: torch.device, context: PackedContext
+) -> list[tuple[str, Conditioning, PackedContext]]:
+    """The calls of one step: name, what steers it, context.
+
+    A GPU is full with one branch, and its memory is short. On a CPU both in one call are faster than one
+    after the other.
+    """
+    if negative is None:
+        return [("cond", prompt, context)]
+    both = prompt.joined(negative) if device.type == "cpu" else None
+    if both is not None:
+        return [("both", both, context.repeated(2))]
+    return [("cond", prompt, context), ("uncond", negative, context)]

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.latents import LatentCache, build_cache, claim_cache
 from framepack.errors import InputError
+from framepack.models.attention import ExplicitAttention
 from framepack.models.bundle import load_part, pick_device
-from framepack.training.attention import ExplicitAttention
 from framepack.training.check import sample_sheet
 from framepack.training.config import TrainConfig
 from framepack.training.draw import draw_section

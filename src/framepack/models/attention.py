@@ -1,18 +1,20 @@
-"""Attention as three matrix products, for training on CPUs.
+"""Attention as three matrix products, for bfloat16 on CPUs.
 
-PyTorch's fused CPU attention is slow backward in bfloat16 at a few hundred tokens; keeping the
-probabilities and a softmax backward of two passes is faster for a whole block
-(benchmarks/attention.py).
+PyTorch's fused CPU attention is slow in bfloat16 at a few hundred tokens, backward above all; keeping the
+probabilities and a softmax backward of two passes is faster for a whole block (benchmarks/attention.py).
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+_MOST_TOKENS = 2048
+"""Beyond it the probabilities, which grow with its square, take more than they save."""
 _CHANGES = ("dropout_p", "is_causal", "enable_gqa")
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -52,6 +54,13 @@ class ExplicitAttention(TorchFunctionMode):
             given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
             q, k, v = (given[name] for name in _ARGUMENTS[:3])
             plain = given.get("attn_mask") is None and not any(given.get(name) for name in _CHANGES)
-            if plain and given.get("scale") is None and q.device.type == "cpu":
+            short = q.device.type == "cpu" and max(q.shape[-2], k.shape[-2]) <= _MOST_TOKENS
+            if plain and short and given.get("scale") is None:
                 return _ExplicitAttention.apply(q, k, v)
         return func(*args, **kwargs)
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """A context in which attention is fastest: explicit for bfloat16 on CPUs, PyTorch's own elsewhere."""
+    slow = device.type == "cpu" and dtype == torch.bfloat16
+    return ExplicitAttention() if slow else nullcontext()
