@@ -7,7 +7,7 @@ level or of the target, L prompt tokens, d head dimension.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
@@ -15,6 +15,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 
 from framepack.conditioning.embeds import Conditioning
+from framepack.errors import ModelError
+from framepack.models.history_attention import (
+    GuidedCrossAttnProcessor,
+    SplitPhases,
+    SplitPrompt,
+    amplify_history,
+)
 from framepack.packing.context import EMPTY, PackedContext
 from framepack.packing.kernels import PatchKernels, pad_to_kernel
 from framepack.packing.rope import axis_dims, phases
@@ -29,11 +36,17 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         latent_channels: C, the channels of a clean latent (``out_channels`` of the base).
         aligned: the target's input carries ``PackedContext.aligned`` behind the noisy channels.
         prediction: what the output is: ``flow`` (noise minus data) or ``sample`` (the clean latent).
+        guided_cross_attention: only the noisy tokens attend to the prompt.
+        history_scale: the keys of history are scaled in self-attention: ``scalar``, ``per_head`` or None.
         Others as in ``diffusers.WanTransformer3DModel``.
     """
 
     _cp_plan = None  # phases and tokens are concatenated here; Wan's own plan would split them one by one
     _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm", "packing_kernels")
+    _keep_in_fp32_modules: ClassVar[list[str]] = [  # a tuple would be taken for one name
+        *WanTransformer3DModel._keep_in_fp32_modules,
+        "history_key_scale",
+    ]
 
     @register_to_config
     def __init__(
@@ -58,6 +71,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         latent_channels: int = 16,
         aligned: bool = False,
         prediction: str = "flow",
+        guided_cross_attention: bool = False,
+        history_scale: str | None = None,
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -79,19 +94,37 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         )
         width = num_attention_heads * attention_head_dim
         self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
+        if history_scale is not None:
+            for block in self.blocks:
+                amplify_history(block.attn1, history_scale)
+        self._guide()
 
     @classmethod
     def adopt(
-        cls, base: WanTransformer3DModel, kernels: tuple[Kernel, ...], *, prediction: str = "flow"
+        cls,
+        base: WanTransformer3DModel,
+        kernels: tuple[Kernel, ...],
+        *,
+        prediction: str = "flow",
+        guided_cross_attention: bool = False,
     ) -> PackedWanTransformer3DModel:
         """Give a base the packing kernels, initialised from its patch embedding.
 
         The base's modules move across and are not copied. With empty context the result equals the
         base bit for bit. A base whose input is 3C + 2 channels wide takes aligned conditioning.
+
+        Raises:
+            ModelError: a base whose input has channels beside the noisy latents, as Wan's image-to-video
+                bases have: with context they have no meaning, and without them it is another model.
         """
         config: dict[str, Any] = {k: v for k, v in base.config.items() if not k.startswith("_")}
-        channels = config["out_channels"]
-        aligned = config["in_channels"] == 3 * channels + 2
+        wide, channels = config["in_channels"], config["out_channels"] or config["in_channels"]
+        aligned = wide == 3 * channels + 2
+        if wide != channels and not aligned:
+            raise ModelError(
+                f"a base of {wide} input channels for {channels} latent channels takes a picture beside the "
+                "noise: adopt a text-to-video base, such as Wan2.1-T2V, or Wan2.2-TI2V-5B"
+            )
         with init_empty_weights(include_buffers=False):
             model = cls(
                 **config,
@@ -99,16 +132,23 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
                 latent_channels=channels,
                 aligned=aligned,
                 prediction=prediction,
+                guided_cross_attention=guided_cross_attention,
             )
         for name, child in base.named_children():
             setattr(model, name, child)
         for name, parameter in base.named_parameters(recurse=False):
             setattr(model, name, parameter)
+        model._guide()  # the blocks are the base's now
         width = config["num_attention_heads"] * config["attention_head_dim"]
         model.packing_kernels = PatchKernels(kernels, channels, width)
         model.packing_kernels.to(base.patch_embedding.weight.device, base.patch_embedding.weight.dtype)
         model.packing_kernels.initialise(base.patch_embedding)
         return model.train(base.training)
+
+    def _guide(self) -> None:
+        if self.config.guided_cross_attention:
+            for block in self.blocks:
+                block.attn2.set_processor(GuidedCrossAttnProcessor())
 
     def add_kernels(self, kernels: Iterable[Kernel]) -> None:
         """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
@@ -163,6 +203,10 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         timestep_proj = timestep_proj.unflatten(-1, (6, -1))
         if image is not None:
             prompt = torch.concat([image, prompt], dim=1)
+        if self.config.guided_cross_attention:
+            prompt = SplitPrompt(prompt, noisy)
+        if self.config.history_scale is not None:
+            rotary = SplitPhases(*rotary, noisy)
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
