@@ -22,11 +22,13 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def _tables(positions: torch.Tensor, dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (tokens, dim) of one axis at the base kernel."""
+def _tables(
+    positions: torch.Tensor, dim: int, theta: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (tokens, dim) of one axis at the base kernel, as diffusers' ``get_1d_rotary_pos_embed``."""
     # diffusers builds Wan's own table in single precision wherever there is MPS, which has no double.
-    dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
-    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=dtype)[: dim // 2] / dim)
+    dtype = torch.float32 if torch.backends.mps.is_available() else dtype
+    frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=dtype)[: dim // 2] / dim)
     angles = torch.outer(positions.to("cpu", dtype), frequencies)
     return angles.cos().float().repeat_interleave(2, dim=1), angles.sin().float().repeat_interleave(2, dim=1)
 
@@ -54,6 +56,7 @@ def phases(
     dims: tuple[int, int, int],
     theta: float = 10000.0,
     pool: Kernel = (1, 1, 1),
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary cos and sin for the tokens of one level.
 
@@ -63,6 +66,7 @@ def phases(
         kernel, base: patchify kernel of the level and of the base model.
         dims: (d_t, d_h, d_w).
         pool: by what the latents are averaged before the kernel.
+        dtype: in which the angles are computed: double for Wan, single for HunyuanVideo, as in diffusers.
 
     Returns:
         cos, sin of shape (n, d), float32 on the CPU, each value twice (interleaved pairs), n in the
@@ -73,7 +77,7 @@ def phases(
     axes += [torch.arange(-(-size // b)) for size, b in zip(grid, base[1:], strict=True)]
     shrink = list(zip((len(positions), *grid), kernel, base, pool, strict=True))
     tables = [
-        [_shrink(table, *rule) for table in _tables(at, dim, theta)]
+        [_shrink(table, *rule) for table in _tables(at, dim, theta, dtype)]
         for at, dim, rule in zip(axes, dims, shrink, strict=True)
     ]
     counts = [len(cos) for cos, _ in tables]

@@ -1,0 +1,352 @@
+"""HunyuanVideo's transformer with packed context.
+
+Legend: B batch, C latent channels, T target frames, h w latent grid, D model width, n tokens of one
+level or of the target, L prompt tokens, P width of the pooled embedding, I image tokens, E their width,
+d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import HunyuanVideoFramepackTransformer3DModel, HunyuanVideoTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.transformers.transformer_hunyuan_video_framepack import FramepackClipVisionProjection
+from torch import nn
+
+from framepack.conditioning.embeds import Conditioning
+from framepack.errors import InputError, ModelError
+from framepack.packing.context import EMPTY, PackedContext
+from framepack.packing.kernels import PatchKernels, kernel_name, pad_to_kernel
+from framepack.packing.rope import phases
+from framepack.packing.schedule import Kernel
+
+RELEASED_KERNELS: dict[str, Kernel] = {"proj": (1, 2, 2), "proj_2x": (2, 4, 4), "proj_4x": (4, 8, 8)}
+"""Names of the kernels under ``clean_x_embedder`` in the released checkpoints."""
+_RELEASED_PREFIX, _PREFIX = "clean_x_embedder.", "packing_kernels.projections."
+
+
+class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
+    """A HunyuanVideo transformer whose sequence is [context levels, far to near | noisy target | text].
+
+    Args:
+        image_condition_type: None, or ``token_replace`` for blocks that can give the context a timestep
+            of 0. Both kinds of block have the same parameters.
+        has_image_proj, image_proj_dim: image tokens, E wide, go before the prompt's.
+        context_kernels: patchify kernels of the context, each with parameters of its own.
+        latent_channels: C, the channels of a clean latent.
+        aligned: the target's input carries ``PackedContext.aligned`` behind the noisy channels.
+        prediction: what the output is: ``flow`` (noise minus data).
+        Others as in ``diffusers.HunyuanVideoTransformer3DModel``.
+    """
+
+    _skip_layerwise_casting_patterns = ("x_embedder", "context_embedder", "norm", "packing_kernels")
+    _repeated_blocks = (
+        "HunyuanVideoTransformerBlock",
+        "HunyuanVideoSingleTransformerBlock",
+        "HunyuanVideoTokenReplaceTransformerBlock",
+        "HunyuanVideoTokenReplaceSingleTransformerBlock",
+        "HunyuanVideoTokenRefiner",
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        num_layers: int = 20,
+        num_single_layers: int = 40,
+        num_refiner_layers: int = 2,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 2,
+        patch_size_t: int = 1,
+        qk_norm: str = "rms_norm",
+        guidance_embeds: bool = True,
+        text_embed_dim: int = 4096,
+        pooled_projection_dim: int = 768,
+        rope_theta: float = 256.0,
+        rope_axes_dim: tuple[int, ...] = (16, 56, 56),
+        image_condition_type: str | None = None,
+        has_image_proj: bool = False,
+        image_proj_dim: int = 1152,
+        context_kernels: tuple[Kernel, ...] = ((1, 2, 2), (2, 4, 4), (4, 8, 8)),
+        latent_channels: int = 16,
+        aligned: bool = False,
+        prediction: str = "flow",
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            num_layers=num_layers,
+            num_single_layers=num_single_layers,
+            num_refiner_layers=num_refiner_layers,
+            mlp_ratio=mlp_ratio,
+            patch_size=patch_size,
+            patch_size_t=patch_size_t,
+            qk_norm=qk_norm,
+            guidance_embeds=guidance_embeds,
+            text_embed_dim=text_embed_dim,
+            pooled_projection_dim=pooled_projection_dim,
+            rope_theta=rope_theta,
+            rope_axes_dim=rope_axes_dim,
+            image_condition_type=image_condition_type,
+        )
+        width = num_attention_heads * attention_head_dim
+        self.image_projection = (
+            FramepackClipVisionProjection(image_proj_dim, width) if has_image_proj else None
+        )
+        self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
+
+    # Adoption --------------------------------------------------------------------------------------
+
+    @classmethod
+    def adopt(
+        cls,
+        base: HunyuanVideoTransformer3DModel | HunyuanVideoFramepackTransformer3DModel,
+        kernels: Iterable[Kernel],
+        *,
+        history_timestep: str = "noisy",
+    ) -> PackedHunyuanVideoTransformer3DModel:
+        """Give a base the packing kernels.
+
+        The base's modules move across and are not copied. With empty context the result equals a plain
+        base bit for bit. Kernels that the base has, as the released FramePack weights do, come over; the
+        others are initialised from its patch embedding.
+
+        Args:
+            base: a text-to-video HunyuanVideo, one whose start picture replaces the first frame's tokens,
+                or FramePack's own.
+            kernels: wanted patchify kernels.
+            history_timestep: ``zero`` rebuilds the blocks so that the context can have a timestep of 0.
+
+        Raises:
+            ModelError: a base that takes its start picture as input channels.
+        """
+        config: dict[str, Any] = {k: v for k, v in base.config.items() if not k.startswith("_")}
+        config.pop("has_clean_x_embedder", None)
+        channels = config["out_channels"]
+        if config["in_channels"] != channels:
+            raise ModelError(
+                f"a base of {config['in_channels']} input and {channels} output channels cannot be adopted: "
+                "use HunyuanVideo text-to-video, token-replace image-to-video, or FramePack weights"
+            )
+        rebuild = history_timestep == "zero" and config["image_condition_type"] is None
+        if rebuild:
+            config["image_condition_type"] = "token_replace"
+        found = _kernels_of(base)
+        fresh = [kernel for kernel in dict.fromkeys(kernels) if kernel_name(kernel) not in found]
+        with init_empty_weights(include_buffers=False):
+            model = cls(
+                **config,
+                context_kernels=(*(conv.kernel_size for conv in found.values()), *fresh),
+                latent_channels=channels,
+            )
+        for name, child in base.named_children():
+            if rebuild and name in ("transformer_blocks", "single_transformer_blocks"):
+                for block, own in zip(getattr(model, name), child, strict=True):
+                    _fill_block(block, own)
+            elif name not in ("clean_x_embedder", "rope"):
+                setattr(model, name, child)
+        if rebuild:
+            model.time_text_embed.image_condition_type = "token_replace"
+        model.packing_kernels = PatchKernels((), channels, base.x_embedder.proj.weight.shape[0])
+        model.packing_kernels.projections.update(found)
+        model.packing_kernels.add(fresh, base.x_embedder.proj)
+        return model.train(base.training)
+
+    def add_kernels(self, kernels: Iterable[Kernel]) -> None:
+        """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
+        fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]
+        if fresh:
+            self.packing_kernels.add(fresh, self.x_embedder.proj)
+            self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
+
+    # Inference -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Conditioning,
+        positions: torch.Tensor | None = None,
+        context: PackedContext = EMPTY,
+    ) -> torch.Tensor:
+        """Predict for the target frames.
+
+        Args:
+            hidden_states: noisy latents (B, C, T, h, w).
+            timestep: (B,), sigma x 1000.
+            conditioning: ``prompt`` (B, L, text_embed_dim), ``mask``, ``pooled``; ``image`` for models with
+                an image projection; ``guidance`` for models that embed it.
+            positions: time index of each target frame (T,); None counts from 0.
+            context: clean latents, see ``PackedContext``.
+
+        Returns:
+            (B, C, T, h, w); ``config.prediction`` says of what.
+
+        Raises:
+            InputError: conditioning or a context timestep that this model does not take.
+        """
+        frames, h, w = hidden_states.shape[2:]
+        if positions is None:
+            positions = torch.arange(frames)
+        if self.config.aligned:
+            assert context.aligned is not None, "this model needs the aligned channels"
+            hidden_states = torch.cat([hidden_states, context.aligned], dim=1)
+        size = self.config.patch_size
+        base: Kernel = (self.config.patch_size_t, size, size)
+        padded = pad_to_kernel(hidden_states, base)
+
+        tokens = [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
+        tokens.append(self.x_embedder(padded))
+        x = torch.cat(tokens, dim=1)
+        noisy = tokens[-1].shape[1]
+        history = x.shape[1] - noisy
+        rotary = self._phases(positions, (h, w), base, context, x.device)
+
+        temb, history_temb = self._time(timestep, conditioning, context if history else EMPTY, x.dtype)
+        text, text_mask = self._text(timestep, conditioning)
+        mask = None
+        if text_mask is not None:
+            latents = text_mask.new_ones(len(text_mask), x.shape[1])
+            mask = torch.cat([latents, text_mask], dim=1)[:, None, None]
+
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+            # Plain blocks leave the last two aside.
+            inputs = (x, text, temb, mask, rotary, history_temb, history)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x, text = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x, text = block(*inputs)
+
+        x = self.proj_out(self.norm_out(x[:, -noisy:], temb))
+        counts = [length // k for length, k in zip(padded.shape[2:], base, strict=True)]
+        x = x.unflatten(2, (-1, *base)).unflatten(1, counts)
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return x[:, :, :frames, :h, :w]
+
+    def _phases(
+        self,
+        positions: torch.Tensor,
+        grid: tuple[int, int],
+        base: Kernel,
+        context: PackedContext,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary cos and sin (n, d) of all latent tokens."""
+        dims, theta = tuple(self.config.rope_axes_dim), self.config.rope_theta
+        sources = [(level.positions, level.kernel, level.pool) for level in context.levels]
+        rows = [
+            phases(at, grid, kernel, base, dims, theta, pool, dtype=torch.float32)
+            for at, kernel, pool in (*sources, (positions, base, (1, 1, 1)))
+        ]
+        cos, sin = (torch.cat(part).to(device) for part in zip(*rows, strict=True))
+        return cos, sin
+
+    def _time(
+        self, timestep: torch.Tensor, conditioning: Conditioning, context: PackedContext, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Modulation (B, D) of the noisy tokens with the text, and of the context's tokens."""
+        if conditioning.pooled is None:
+            raise InputError("this model needs a pooled prompt embedding: give Conditioning.pooled")
+        scale = None
+        if self.config.guidance_embeds:
+            if conditioning.guidance is None:
+                raise InputError("this model takes guidance as an input: give Conditioning.guidance, like 10")
+            # In the model's precision, as diffusers: in bfloat16 a scale of 10 goes in as 9,984.
+            scale = timestep.new_full((len(timestep),), conditioning.guidance, dtype=dtype) * 1000.0
+        temb, clean = self.time_text_embed(timestep, conditioning.pooled, scale)
+        if context.timestep is None:
+            return temb, temb
+        if clean is None or context.timestep != 0:
+            raise InputError(
+                f"this model cannot give history a timestep of {context.timestep:g}, only that of the noisy "
+                "frames: use a method with history timestep 'noisy', or adopt the base with 'zero'"
+            )
+        return temb, clean
+
+    def _text(
+        self, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image and prompt tokens (B, I + L', D), and where they hold something, None for everywhere.
+
+        Columns that no row uses are dropped, so that one prompt needs no attention mask, which the fastest
+        attention kernels don't take.
+        """
+        text, mask = conditioning.prompt, conditioning.mask
+        if mask is not None:
+            mask = mask.bool()
+            if not bool(mask.any(1).all()):
+                raise InputError("a prompt's mask is empty: encode an empty prompt, which has a few tokens")
+        text = self.context_embedder(text, timestep, mask)
+        if mask is not None:
+            used = mask.any(0)
+            text, mask = text[:, used], mask[:, used]
+        if conditioning.image is not None:
+            if self.image_projection is None:
+                raise InputError("this model has no image projection: leave Conditioning.image out")
+            image = self.image_projection(conditioning.image)
+            text = torch.cat([image, text], dim=1)
+            if mask is not None:
+                mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
+        return text, None if mask is None or bool(mask.all()) else mask
+
+
+def _kernels_of(base: nn.Module) -> dict[str, nn.Module]:
+    """The packing kernels that FramePack weights bring, by our names."""
+    released = getattr(base, "clean_x_embedder", None)
+    if released is None:
+        return {}
+    return {kernel_name(kernel): getattr(released, name) for name, kernel in RELEASED_KERNELS.items()}
+
+
+def _fill_block(block: nn.Module, own: nn.Module) -> None:
+    """Move the modules of a plain block into one that modulates the context on its own."""
+    for name, child in own.named_children():
+        # The norms of that one take more inputs, with the same linear map.
+        if name in ("norm", "norm1"):
+            getattr(block, name).linear = child.linear
+        else:
+            setattr(block, name, child)
+
+
+# Released keys -----------------------------------------------------------------------------------------
+
+
+def convert_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under the keys of diffusers' ``HunyuanVideoFramepackTransformer3DModel``, under ours."""
+    names = {_RELEASED_PREFIX + name: _PREFIX + kernel_name(k) for name, k in RELEASED_KERNELS.items()}
+    return {_renamed(key, names): tensor for key, tensor in state.items()}
+
+
+def released_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The reverse of ``convert_state_dict``, for export.
+
+    Raises:
+        ModelError: a kernel that the released layout has no place for.
+    """
+    names = {_PREFIX + kernel_name(k): _RELEASED_PREFIX + name for name, k in RELEASED_KERNELS.items()}
+    converted = {_renamed(key, names): tensor for key, tensor in state.items()}
+    for key in converted:
+        if key.startswith(_PREFIX):
+            kernel = key.removeprefix(_PREFIX).split(".")[0]
+            raise ModelError(
+                f"kernel {kernel} has no place in the released layout: export a model with "
+                f"{', '.join(map(kernel_name, RELEASED_KERNELS.values()))} only"
+            )
+    return converted
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """``key`` with its module path, the first three parts at most, replaced by ``names``."""
+    for old, new in names.items():
+        if key.startswith(old + "."):
+            return new + key.removeprefix(old)
+    return key
