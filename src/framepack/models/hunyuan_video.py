@@ -345,7 +345,7 @@ def released_state_dict(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """``key`` with its module path, the first three parts at most, replaced by ``names``."""
+    """``key`` with the module path it begins with exchanged, if ``names`` has it."""
     for old, new in names.items():
         if key.startswith(old + "."):
             return new + key.removeprefix(old)
