@@ -190,7 +190,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         tokens.append(self.patch_embedding(padded).flatten(2).transpose(1, 2))
         noisy = tokens[-1].shape[1]
         x = torch.cat(tokens, dim=1).contiguous()
-        rotary = self._phases(positions, (h, w), base, context, x.device)
+        turns = self._phases(positions, (h, w), base, context, x.device)
 
         timestep = self._timesteps(timestep, x.shape[1], noisy, context)
         per_token = timestep.ndim == 2
@@ -205,8 +205,8 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             prompt = torch.concat([image, prompt], dim=1)
         if self.config.guided_cross_attention:
             prompt = SplitPrompt(prompt, noisy)
-        if self.config.history_scale is not None:
-            rotary = SplitPhases(*rotary, noisy)
+        scaled = self.config.history_scale is not None
+        rotary = SplitPhases(*turns, noisy) if scaled else turns
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -238,9 +238,11 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotary cos and sin (1, n, 1, d) of the whole sequence."""
         dims = axis_dims(self.config.attention_head_dim)
+        # The context may be finer than the target, but is all of one size where it is not pooled.
+        whole = next((x.latents.shape[3:] for x in context.levels if x.pool == (1, 1, 1)), grid)
         rows = []
         for level in context.levels:
-            rows.append(phases(level.positions, grid, level.kernel, base, dims, pool=level.pool))
+            rows.append(phases(level.positions, tuple(whole), level.kernel, base, dims, pool=level.pool))
         rows.append(phases(positions, grid, base, base, dims))
         cos, sin = (torch.cat(part)[None, :, None].to(device) for part in zip(*rows, strict=True))
         return cos, sin

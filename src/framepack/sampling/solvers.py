@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from framepack.errors import UnknownNameError
+from framepack.sampling.helios import unipc2
 
 Denoise = Callable[[torch.Tensor, float, int], torch.Tensor]
 Solver = Callable[[Denoise, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -53,7 +54,7 @@ def unipc(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tens
     return x
 
 
-SOLVERS: dict[str, Solver] = {"euler": euler, "unipc": unipc}
+SOLVERS: dict[str, Solver] = {"euler": euler, "unipc": unipc, "unipc2": unipc2}
 
 
 def solver_named(name: str) -> Solver:
