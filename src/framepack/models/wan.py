@@ -239,10 +239,11 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         """Rotary cos and sin (1, n, 1, d) of the whole sequence."""
         dims = axis_dims(self.config.attention_head_dim)
         # The context may be finer than the target, but is all of one size where it is not pooled.
-        whole = next((x.latents.shape[3:] for x in context.levels if x.pool == (1, 1, 1)), grid)
+        sizes = [level.latents.shape[3:] for level in context.levels if level.pool == (1, 1, 1)]
+        whole = (sizes[0][0], sizes[0][1]) if sizes else grid
         rows = []
         for level in context.levels:
-            rows.append(phases(level.positions, tuple(whole), level.kernel, base, dims, pool=level.pool))
+            rows.append(phases(level.positions, whole, level.kernel, base, dims, pool=level.pool))
         rows.append(phases(positions, grid, base, base, dims))
         cos, sin = (torch.cat(part)[None, :, None].to(device) for part in zip(*rows, strict=True))
         return cos, sin
