@@ -18,9 +18,10 @@ from diffusers import (
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import ModelError
-from framepack.models.helios import adopt_helios, helios_method, load_helios, to_helios
+from framepack.models.helios import adopt_helios, load_helios, to_helios
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import EMPTY, PackedContext, gather
+from framepack.planning.method import f1
 from framepack.planning.planners import plan
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
@@ -52,10 +53,9 @@ def helios(**changes) -> HeliosTransformer3DModel:
     return model
 
 
-def sections(count: int, **config) -> tuple[Section, ...]:
-    method = helios_method({"patch_size": (1, 2, 2), "zero_history_timestep": True, **config})
+def sections(count: int) -> tuple[Section, ...]:
     frames = 1 + (count * S - 1) * 4
-    return plan(Timeline(frames=frames, fps=24, stride=4), method).sections
+    return plan(Timeline(frames=frames, fps=24, stride=4), f1()).sections
 
 
 def reference(model: HeliosTransformer3DModel, index: int, made: torch.Tensor, x, timestep, prompt):

@@ -14,8 +14,9 @@ from diffusers import (
 )
 
 from framepack.conditioning.embeds import Conditioning
-from framepack.models.helios import adopt_helios, helios_method
+from framepack.models.helios import adopt_helios
 from framepack.packing.context import PackedContext, gather
+from framepack.planning.method import f1
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
 from framepack.sampling.helios import block_noise, helios_sigmas, pyramid, unipc2
@@ -51,10 +52,9 @@ def codec() -> AutoencoderKLWan:
 def sampled(source, count, grid, generator, *, guidance, sigmas, solver, prompt, negative):
     """Sections in turn, with noise drawn as the pipeline draws it."""
     model = adopt_helios(source)
-    method = helios_method(source.config)
     made = torch.zeros(1, 16, count * S, *grid)
     timeline = Timeline(frames=1 + (count * S - 1) * 4, fps=24, stride=4)
-    for section in plan(timeline, method).sections:
+    for section in plan(timeline, f1()).sections:
         levels = gather(section.context, lambda frames: made[:, :, list(frames)], made)
         (span,) = section.spans
         made[:, :, span.start : span.stop] = sample_section(

@@ -14,7 +14,6 @@ blocks have Wan's parameters under Wan's names; what differs is listed in `_RENA
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from framepack.packing.kernels import kernel_name
 from framepack.packing.rates import scaled
 from framepack.packing.rope import axis_dims
 from framepack.packing.schedule import Kernel
-from framepack.planning.method import Method, f1
 
 TERMS = {"patch_short": 1, "patch_mid": 2, "patch_long": 4}
 _RENAMED = {"norm_out.scale_shift_table": "scale_shift_table"}
@@ -137,12 +135,6 @@ def to_helios_config(config: Mapping[str, Any], *, zero_history_timestep: bool) 
         "is_amplify_history": scale is not None,
         "history_scale_mode": scale or "per_head",
     }
-
-
-def helios_method(config: Mapping[str, Any], section_size: int = 9) -> Method:
-    """What a Helios checkpoint was trained to see: F1's indices and frames, history at its own timestep."""
-    timestep = "zero" if config["zero_history_timestep"] else "noisy"
-    return replace(f1(_kernel(config), section_size, absent="zeros"), history_timestep=timestep)
 
 
 def adopt_helios(source: HeliosTransformer3DModel) -> PackedWanTransformer3DModel:
