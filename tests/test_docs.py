@@ -284,7 +284,7 @@ def test_python_runs(readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """As written, with a model of random weights in the place of the bundled one."""
     (block,) = blocks(readme.read_text(), "python")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    monkeypatch.setattr("framepack.models.spec.BUNDLED", save_tiny(tmp_path / "tiny"))
+    monkeypatch.setattr("framepack.models.source.BUNDLED", save_tiny(tmp_path / "tiny"))
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

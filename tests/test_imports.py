@@ -93,7 +93,7 @@ def test_planning_runs_without_torch() -> None:
 # release notes. Everything else may change at any time: what such a module defines for framepack's own
 # use is listed after it.
 PUBLIC = {
-    "framepack": ["__version__"],
+    "framepack": ["FramePackPipeline", "__version__"],
     "framepack.errors": [
         "FramePackError",
         "InputError",
@@ -114,7 +114,9 @@ PUBLIC = {
     "framepack.video.sheet": ["contact_sheet"],
     "framepack.models.variants": ["VARIANTS"],
     "framepack.generation.events": ["Decoded", "Decoding", "Finished", "SectionFinished", "Started", "Step"],
-    "framepack.generation.pipeline": ["prepare"],
+    "framepack.generation.pipeline": ["FramePackOutput", "FramePackPipeline", "Settings"],
+    "framepack.generation.prepare": ["prepare"],
+    "framepack.models.source": ["Source", "resolve_model"],
     "framepack.generation.request": ["GenerateRequest"],
     "framepack.cli": ["main"],
 }
@@ -129,9 +131,9 @@ INTERNAL = {
     "framepack.video.io": ["VideoFile", "encode_video"],
     "framepack.video.resize": ["cover_box"],
     "framepack.video.sheet": ["spread"],
-    "framepack.models.variants": ["Variant"],
+    "framepack.models.variants": ["Variant", "kept_layers", "repeated_layers"],
     "framepack.generation.events": ["event_json"],
-    "framepack.generation.pipeline": ["encode_picture", "prompt_warnings"],
+    "framepack.generation.prepare": ["encode_picture", "prompt_warnings", "with_loras"],
     "framepack.generation.request": ["Selection", "check_prompt", "select"],
 }
 

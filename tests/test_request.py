@@ -25,7 +25,7 @@ from framepack.errors import (
 )
 from framepack.generation.config import RunConfig
 from framepack.generation.events import Finished
-from framepack.generation.pipeline import prepare
+from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest, select
 from framepack.generation.run import PreparedRun
 from tiny import SIZE, tiny_bundle, tiny_spec
@@ -204,7 +204,7 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])
 def test_every_part_of_a_configuration_tells_runs_apart(name: str) -> None:
     old = getattr(config(), name)
-    other = {"method": {"order": "x"}, "image": "cd", "shift": 2.0, "embedded_guidance": 10.0}
+    other = {"method": {"order": "x"}, "image": "cd", "shift": 2.0, "embedded_guidance": 10.0, "loras": "ef"}
     new = other[name] if name in other else old + "x" if isinstance(old, str) else old + 1
     assert replace(config(), **{name: new}).job != config().job
 

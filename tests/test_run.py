@@ -31,7 +31,7 @@ from framepack.generation.events import (
     event_json,
 )
 from framepack.generation.manifest import read_log
-from framepack.generation.pipeline import prepare
+from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, run
 from framepack.generation.settle import importance
@@ -184,7 +184,7 @@ def test_memory_while_decoding_is_bounded_for_long_videos(tmp_path: Path) -> Non
     with store.RunStore(tmp_path / "run", {}) as opened:
         opened.place(opened.add("all", 0, range(500), torch.zeros(4, 500, 16, 16)))
         timeline = Timeline(frames=500, fps=8, stride=1)
-        frames = decode_frames(Watched(), opened.fetch, timeline, torch.device("cpu"), torch.float32)
+        frames = decode_frames(Watched(), opened.fetch, timeline)
         assert write_video(tmp_path / "v.mp4", frames, 8) == 500
         assert len(opened._cache) <= store.CACHE
     assert most <= 4 * CHUNK, f"{most} frames of latents and pixels were held at once"
@@ -274,7 +274,7 @@ def _child(folder: Path) -> None:
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "framepack.generation.pipeline"])
+    context.set_forkserver_preload(["tiny", "framepack.generation.prepare"])
     whole = tmp_path / "whole"
     whole.mkdir()
     begun = time.monotonic()

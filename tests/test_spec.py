@@ -9,11 +9,11 @@ import pytest
 
 from framepack.cli.plan import find_spec
 from framepack.errors import InputError, ModelError, NotationError, UnknownNameError
-from framepack.generation.pipeline import prepare
+from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
-from framepack.models import spec as spec_module
 from framepack.models.bundle import pick_device
-from framepack.models.spec import SPEC_FILE, ModelSpec, model_folder
+from framepack.models.source import resolve_model
+from framepack.models.spec import SPEC_FILE, ModelSpec
 from framepack.models.variants import VARIANTS
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
@@ -68,7 +68,7 @@ def test_parts_that_do_not_fit_the_spec_write_nothing(
     (model / SPEC_FILE).write_text(json.dumps(data | {field: value}))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
-    with pytest.raises((ModelError, UnknownNameError), match=field if field != "family" else "only wan"):
+    with pytest.raises((ModelError, UnknownNameError), match=field):
         prepare(GenerateRequest(model=str(model), frames=4, device="cpu"))
     assert not list((tmp_path / "home").iterdir())
 
@@ -78,6 +78,7 @@ def test_todays_record_survives_the_round_trip(folder: Path) -> None:
     assert set(json.loads((folder / SPEC_FILE).read_text())) == {
         *("name", "family", "base_kernel", "latent_channels", "spatial_stride", "temporal_stride", "fps"),
         *("buckets", "methods", "default_method", "steps", "guidance", "solver", "shift"),
+        "embedded_guidance",
     }
 
 
@@ -131,10 +132,10 @@ def test_the_closed_form_counts_in_tokens_of_the_models_kernel() -> None:
 
 
 def test_a_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"choose one of bundled, a folder with"):
-        model_folder("nobody")
-    with pytest.raises(UnknownNameError, match="bundled, base, lite, extended, a folder with"):
+    with pytest.raises(UnknownNameError, match="choose one of bundled, a model folder"):
+        resolve_model("nobody")
+    with pytest.raises(UnknownNameError, match="bundled, base, lite, extended, a model folder"):
         find_spec("nobody")
-    monkeypatch.setattr(spec_module, "BUNDLED", tmp_path)
+    monkeypatch.setattr("framepack.models.source.BUNDLED", tmp_path)
     with pytest.raises(ModelError, match="weights are not in this copy"):
-        model_folder("bundled")
+        resolve_model("bundled")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framepack.generation.events import Decoded, Finished, SectionFinished, Started
-from framepack.generation.pipeline import prepare
+from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.models.bundle import Bundle
 

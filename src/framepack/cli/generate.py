@@ -122,7 +122,7 @@ def generate(
     finished: Finished | None = None
     with Progress() as progress:
         with progress.busy("loading the model"):
-            from framepack.generation.pipeline import prepare  # brings PyTorch, which takes seconds
+            from framepack.generation.prepare import prepare  # brings PyTorch, which takes seconds
 
             run = prepare(request)
         source = f"job {run.config.job}"

@@ -37,16 +37,16 @@ def table() -> list[dict[str, Any]]:
     without padding. The start frame is counted on its own, in ``start_tokens``.
     """
     from framepack.errors import ModelError
-    from framepack.models.spec import ModelSpec, model_folder
+    from framepack.models.source import resolve_model
     from framepack.models.variants import VARIANTS
 
     rows = []
     try:
-        folder = model_folder("bundled")
+        bundled = resolve_model("bundled")
     except ModelError:
         pass  # a checkout without weights; the published sizes are listed all the same
     else:
-        rows.append(_row(ModelSpec.load(folder), count_stored(folder / "transformer"), loadable=True))
+        rows.append(_row(bundled.spec, count_stored(bundled.transformer), loadable=True))
     for variant in VARIANTS.values():
         rows.append(_row(variant.spec(), variant.count_parameters(), loadable=False))
     return rows

@@ -85,9 +85,9 @@ def find_spec(name: str) -> ModelSpec:
 
     if name in VARIANTS:
         return VARIANTS[name].spec()
-    from framepack.models.spec import ModelSpec, model_folder
+    from framepack.models.source import resolve_model
 
-    return ModelSpec.load(model_folder(name, *VARIANTS))
+    return resolve_model(name, known=tuple(VARIANTS)).spec
 
 
 def describe(chosen: Selection, spec: ModelSpec, told: dict) -> str:

@@ -6,7 +6,8 @@ E their width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,8 +49,20 @@ class Conditioning:
                 return None
         return replace(self, **merged)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
-        """The same on a device, floating-point tensors in ``dtype``."""
+    def digest(self) -> str:
+        """sha256 over all of it, as hex digits."""
+        total = hashlib.sha256()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                total.update(f"{field.name} {value.dtype} {tuple(value.shape)}".encode())
+                total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            else:
+                total.update(f"{field.name} {value!r}".encode())
+        return total.hexdigest()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
+        """The same on a device, floating-point tensors in ``dtype``; offloading hooks give none."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -73,3 +86,25 @@ class Conditioner(Protocol):
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         """What the prompts say in vain, one line each, for the user."""
         ...
+
+
+class GivenConditioner:
+    """Embeddings that a caller brings, each under a name that stands for a prompt; others go to ``base``.
+
+    Image tokens are those of the given ``Conditioning``: the picture is looked at for other prompts only.
+    """
+
+    def __init__(self, base: Conditioner, given: Mapping[str, Conditioning]) -> None:
+        self.base, self.given = base, dict(given)
+
+    @property
+    def sees_picture(self) -> bool:
+        return self.base.sees_picture
+
+    def encode(self, prompts: Sequence[str], picture: Image | None = None) -> Conditioning:
+        (prompt,) = prompts
+        found = self.given.get(prompt)
+        return self.base.encode(prompts, picture) if found is None else found
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        return self.base.remarks([prompt for prompt in prompts if prompt not in self.given])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from framepack.generation.hashing import hash_json
 from framepack.generation.request import GenerateRequest, Selection
+from framepack.models.lora import digest
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class RunConfig:
         shift: fixed flow shift; None for the balanced rule.
         prompt, negative_prompt: as worded; the negative one is empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
+        loras: digest of the LoRA files and their weights; None without.
         device, dtype: other devices and precisions round differently.
     """
 
@@ -51,6 +53,7 @@ class RunConfig:
     device: str
     dtype: str
     embedded_guidance: float | None = None
+    loras: str | None = None
     sampling_version: int = SAMPLING_VERSION
 
     @property
@@ -85,14 +88,17 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         seed=request.seed,
         steps=spec.steps if request.steps is None else request.steps,
         guidance=guidance,
-        embedded_guidance=spec.embedded_guidance,
-        solver=spec.solver,
+        solver=request.solver or spec.solver,
         shift=spec.shift,
         prompt=request.prompt,
         negative_prompt="" if guidance == 1 else request.negative_prompt,
         image=None if selection.picture is None else picture_digest(selection.picture),
-        device=bundle.transformer.device.type,
+        device=bundle.device.type,
         dtype=dtype_name(bundle.transformer.dtype),
+        embedded_guidance=(
+            spec.embedded_guidance if request.embedded_guidance is None else request.embedded_guidance
+        ),
+        loras=digest(request.loras) if request.loras else None,
     )
 
 

@@ -18,7 +18,7 @@ CHUNK = 8
 
 
 class Decoder(Protocol):
-    """What decoding asks of a codec: latents (1, C, N, h, w) -> pixels (1, 3, frames, H, W) in [-1, 1]."""
+    """What decoding asks of a codec: latents (1, C, N, h, w), on any device, to (1, 3, frames, H, W)."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
 
@@ -33,14 +33,11 @@ def decode_frames(
     codec: Decoder,
     fetch: Callable[[Sequence[int]], torch.Tensor],
     timeline: Timeline,
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> Iterator[np.ndarray]:
     """Yield exactly ``timeline.frames`` frames, uint8 (H, W, 3).
 
     Args:
         fetch: timeline indices -> latents (1, C, N, h, w), any device.
-        device, dtype: of the codec.
     """
     # A codec with a temporal stride looks across latents and has to see them together.
     chunk = CHUNK if timeline.stride == 1 else timeline.latent_frames
@@ -48,7 +45,7 @@ def decode_frames(
     for start in range(0, timeline.latent_frames, chunk):
         indices = range(start, min(start + chunk, timeline.latent_frames))
         with torch.inference_mode():
-            pixels = codec.decode(fetch(indices).to(device, dtype))
+            pixels = codec.decode(fetch(indices))
             frames = to_uint8(pixels[0]).cpu().numpy()
         yield from frames[:left]
         left -= len(frames)

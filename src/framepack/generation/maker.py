@@ -73,7 +73,7 @@ class SectionMaker:
 
     def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock, picture: Image | None = None) -> None:
         self.config, self.bundle, self.clock, self.picture = config, bundle, clock, picture
-        self.device, self.dtype = bundle.transformer.device, bundle.transformer.dtype
+        self.device, self.dtype = bundle.device, bundle.transformer.dtype
         self._prompts: dict[str, Conditioning] = {}
 
     def make(self, section: Section, edit: Edit, store: RunStore, on_step: OnStep) -> torch.Tensor:

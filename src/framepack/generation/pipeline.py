@@ -1,89 +1,343 @@
-"""The front door: a request in, events and a video out."""
+"""The front door for Python: a model by name, called as diffusers' pipelines are."""
 
 from __future__ import annotations
 
-import time
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 
-from framepack.generation.config import RunConfig, resolve
-from framepack.generation.places import Places
-from framepack.generation.request import GenerateRequest, Selection, select
-from framepack.generation.run import PreparedRun
-from framepack.models.bundle import Bundle, load_bundle, model_folder, pick_device, pick_dtype
+from framepack.conditioning.embeds import Conditioning, GivenConditioner
+from framepack.errors import InputError
+from framepack.generation.decode import decode_frames
+from framepack.generation.events import Event
+from framepack.generation.prepare import prepare, with_loras
+from framepack.generation.request import MAX_SEED, GenerateRequest
+from framepack.generation.run import PreparedRun, latents_of
+from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.lora import Lora
+from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
-from framepack.sampling.solvers import solver_named
+from framepack.video.images import as_rgb
 
-LOW_PSNR = 25.0
-"""dB below which a picture has visibly lost something in the codec."""
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = get_args(OutputType)
+Picture = Path | str | Image.Image | np.ndarray
+Embeds = Conditioning | torch.Tensor
+
+_RENAMED = {"num_frames": "frames", "num_inference_steps": "steps", "guidance_scale": "guidance"}
+"""Settings that diffusers' pipelines name otherwise than the command line."""
 
 
-def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedRun:
-    """Check a request and load what it needs; nothing is written.
+class Settings(TypedDict, total=False):
+    """What can be settled about a video; all that is left out is the model's own choice.
 
-    What can be refused without weights is refused before they are loaded.
-
-    Args:
-        bundle: a loaded model, in place of ``request.model``, ``device`` and ``dtype``.
-
-    Raises:
-        InputError, ModelError, OutputError: see ``select``, ``load_bundle`` and ``Places.check``.
+    num_frames, seconds: length, one of the two; 5 s when neither is given.
+    height, width: one of the model's sizes, in pixels; both or none.
+    method, schedule: as ``framepack generate`` takes them. untrained: allow all of them, and all sizes.
+    num_inference_steps: per section. solver: euler or unipc.
+    guidance_scale: of classifier-free guidance, 1 is none. embedded_guidance: of distilled models.
+    seed: of the noise. generator: draws the seed where none is given; with neither it is 0.
+    prompt_embeds, negative_prompt_embeds: in place of the prompts; a tensor is (1, L, D), and families that
+        take more than that need a ``Conditioning``.
+    loras: for this call alone, in place of those that were loaded.
     """
-    begun = time.perf_counter()
-    spec = ModelSpec.load(model_folder(request.model)) if bundle is None else bundle.spec
-    selection = select(request, spec)
-    if bundle is None:
-        device = pick_device(request.device)
-        bundle = load_bundle(request.model, device, pick_dtype(request.dtype, device))
-    solver_named(spec.solver)
-    config = resolve(request, selection, bundle)
-    places = Places.of(config.job, request.out, request.workdir)
-    places.check(config, overwrite=request.overwrite)
-    known, faults = encode_picture(selection, bundle)
-    # Last of all: a request that is refused leaves the model as it is.
-    bundle.transformer.add_kernels(selection.method.schedule.kernels)
-    return PreparedRun(
-        config=config,
-        method=selection.method,
-        plan=selection.plan,
-        context_tokens=selection.context_tokens,
-        bundle=bundle,
-        known=known,
-        places=places,
-        picture=selection.picture,
-        overwrite=request.overwrite,
-        warnings=(*prompt_warnings(request, config, bundle), *faults),
-        seconds=time.perf_counter() - begun,
-    )
+
+    negative_prompt: str
+    num_frames: int | None
+    seconds: float | None
+    height: int | None
+    width: int | None
+    method: str | None
+    schedule: str | None
+    untrained: bool
+    num_inference_steps: int | None
+    solver: str | None
+    guidance_scale: float | None
+    embedded_guidance: float | None
+    seed: int | None
+    generator: torch.Generator | None
+    prompt_embeds: Embeds | None
+    negative_prompt_embeds: Embeds | None
+    loras: Sequence[str | Path | Lora] | None
 
 
-@torch.inference_mode()
-def encode_picture(selection: Selection, bundle: Bundle) -> tuple[dict[int, torch.Tensor], list[str]]:
-    """The start image as the latent (C, h, w) of frame 0, and a warning where the codec can't hold it."""
-    if selection.picture is None:
-        return {}, []
-    import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class FramePackOutput:
+    """A finished video.
 
-    parameter = next(bundle.codec.parameters())
-    pixels = torch.from_numpy(np.asarray(selection.picture, dtype=np.float32) / 127.5 - 1)
-    video = pixels.permute(2, 0, 1)[None, :, None].to(parameter.device, parameter.dtype)
-    latents = bundle.codec.encode(video)
-    error = (bundle.codec.decode(latents).float() - video.float()).square().mean().item()
-    psnr = 10 * np.log10(4 / max(error, 1e-12))
-    faults = []
-    if psnr < LOW_PSNR:
-        faults.append(
-            f"the picture comes out of the model's codec at {psnr:.1f} dB PSNR, below {LOW_PSNR:g}: "
-            "it will look simplified; pictures like those it was trained on come out sharper"
+    Attributes:
+        frames: by ``output_type``: a list of PIL images; ``np``, (F, H, W, 3) in [0, 1]; ``pt``,
+            (F, 3, H, W) in [0, 1]; ``latent``, (C, N, h, w), untrimmed.
+        fps: frames a second.
+        warnings: one line each, for the user.
+    """
+
+    frames: Any
+    fps: float
+    warnings: tuple[str, ...]
+
+
+class FramePackPipeline:
+    """A loaded model and all that can be done with it.
+
+        pipe = FramePackPipeline.from_pretrained("bundled")
+        video = pipe(image="picture.png", prompt="the red ball moves left", num_frames=41).frames
+
+    The same settings give the same latents as ``framepack generate``.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path = "bundled",
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        parts: Sequence[str | Path] = (),
+    ) -> FramePackPipeline:
+        """Load a model.
+
+        Args:
+            name_or_dir: ``bundled``, a model folder, a safetensors file or a hub id.
+            torch_dtype: of the transformer; None is bfloat16 where the device computes in it, else float32.
+            device: None takes CUDA, else MPS, else the CPU.
+            revision: branch, tag or commit of a hub id.
+            parts: folders or hub ids of what the model comes without, such as text encoders.
+
+        Raises:
+            UnknownNameError: no such model. ModelError: it cannot be loaded. InputError: no such device.
+        """
+        name = str(name_or_dir) if revision is None else f"{name_or_dir}@{revision}"
+        source = resolve_model(name, [str(part) for part in parts])
+        place = pick_device(None if device is None else str(device))
+        return cls(load_bundle(source, place, torch_dtype or pick_dtype("auto", place)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a folder that ``from_pretrained`` loads; LoRAs on it are not part of it."""
+        bundle, _ = with_loras(self.bundle, ())
+        bundle.save(Path(folder))
+        self.bundle, _ = with_loras(bundle, self.bundle.loras)
+
+    # What it is ------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's numbers: frame rate, sizes, methods, defaults."""
+        return self.bundle.spec
+
+    @property
+    def transformer(self) -> Any:
+        """The packed transformer, a diffusers model."""
+        return self.bundle.transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.bundle.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        return self.bundle.transformer.dtype
+
+    def load_lora(self, *files: str | Path | Lora) -> list[str]:
+        """Have the model act with these LoRA files (``FILE``, ``FILE:weight`` or ``Lora``), and no others.
+
+        Returns:
+            What of them was left out, one line each.
+
+        Raises:
+            InputError: no such file. ModelError: a LoRA of another model; the model is then as it was.
+        """
+        self.bundle, told = with_loras(self.bundle, _loras(files))
+        return told
+
+    # Where its weights lie -------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> FramePackPipeline:
+        """Move transformer and codec; text encoders are loaded where the model was, used and freed."""
+        place = pick_device(str(device))
+        for part in (self.bundle.transformer, self.bundle.codec, self.bundle.conditioner):
+            if isinstance(part, torch.nn.Module):
+                part.to(place)
+        return self
+
+    def enable_group_offload(
+        self, onload_device: str | torch.device = "cuda", *, use_stream: bool = False
+    ) -> None:
+        """Keep the transformer's blocks in system memory and bring them over when their turn comes."""
+        place = pick_device(str(onload_device))
+        self.bundle.transformer.to("cpu")
+        self.bundle.transformer.enable_group_offload(
+            onload_device=place,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=use_stream,
         )
-    return {0: latents[0, :, 0].float().cpu()}, faults
+        self.bundle = replace(self.bundle, execution=place)
 
-
-def prompt_warnings(request: GenerateRequest, config: RunConfig, bundle: Bundle) -> list[str]:
-    """What the prompts say in vain: unknown words, words of a slot that is taken, a prompt without a part."""
-    told = bundle.conditioner.remarks((config.prompt, config.negative_prompt))
-    if request.negative_prompt and not config.negative_prompt:
-        told.append(
-            f"the negative prompt has no part at guidance {config.guidance:g}: raise --guidance above 1"
+    def enable_layerwise_casting(
+        self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None
+    ) -> None:
+        """Store the transformer's weights in a smaller type, and cast each layer when its turn comes."""
+        self.bundle.transformer.enable_layerwise_casting(
+            storage_dtype=storage_dtype, compute_dtype=compute_dtype or self.dtype
         )
-    return told
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in overlapping tiles: less memory, faint seams.
+
+        Raises:
+            InputError: the model's codec has no tiles.
+        """
+        if not hasattr(self.bundle.codec, "enable_tiling"):
+            raise InputError(f"{self.spec.name}'s codec has no tiles: its memory does not grow with length")
+        self.bundle.codec.enable_tiling()
+
+    # What it makes ---------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompt: str = "",
+        image: Picture | None = None,
+        *,
+        output_type: OutputType = "pil",
+        on_event: Callable[[Event], None] = lambda event: None,
+        **settings: Unpack[Settings],
+    ) -> FramePackOutput:
+        """Make a video in memory.
+
+        Args:
+            prompt: what happens.
+            image: start picture, a file, PIL image or uint8 array (H, W, 3); without it, text-to-video.
+            output_type: what ``frames`` of the result are.
+            on_event: told of each step and finished section; an exception from it ends the call.
+            settings: see ``Settings``.
+
+        Raises:
+            InputError: a value that cannot be used. ModelError: a LoRA of another model.
+            TypeError: a setting that there is not.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output type '{output_type}': choose one of {', '.join(OUTPUT_TYPES)}")
+        with tempfile.TemporaryDirectory(prefix="framepack-") as folder:
+            request, bundle = self._request(prompt, image, settings)
+            run = prepare(replace(request, out=Path(folder) / "video.mp4"), bundle)
+            try:
+                latents = latents_of(run, on_event)
+            finally:
+                with_loras(run.bundle, self.bundle.loras)
+        frames = latents[0]
+        if output_type != "latent":
+            frames = _shown(np.stack([*self._decode(run, latents)]), output_type)
+        return FramePackOutput(frames=frames, fps=run.config.fps, warnings=run.warnings)
+
+    def stream(
+        self,
+        prompt: str = "",
+        image: Picture | None = None,
+        *,
+        out: str | Path,
+        workdir: str | Path | None = None,
+        overwrite: bool = False,
+        **settings: Unpack[Settings],
+    ) -> Iterator[Event]:
+        """Make a video file and yield what happens, from ``Started`` to ``Finished``.
+
+        Closing the iterator stops the run; the same call resumes it.
+
+        Args:
+            prompt, image, settings: as in a call.
+            out: the MP4. workdir: folder of finished sections; one named by the run beside ``out``.
+            overwrite: replace a file of another origin at ``out``.
+
+        Raises:
+            InputError, ModelError, TypeError: as in a call.
+            OutputError, RunConflictError: places that cannot be used.
+        """
+        request, bundle = self._request(prompt, image, settings)
+        place = None if workdir is None else Path(workdir)
+        run = prepare(replace(request, out=Path(out), workdir=place, overwrite=overwrite), bundle)
+        try:
+            yield from run.events()
+        finally:
+            with_loras(run.bundle, self.bundle.loras)
+
+    def _request(
+        self, prompt: str, image: Picture | None, settings: Settings
+    ) -> tuple[GenerateRequest, Bundle]:
+        """What is asked for, and the model with given embeddings in the place of its conditioner."""
+        if unknown := set(settings) - set(Settings.__annotations__):
+            names = ", ".join(Settings.__annotations__)
+            raise TypeError(f"there is no setting {', '.join(sorted(unknown))}: choose among {names}")
+        asked: dict[str, Any] = {**settings}
+        height, width = asked.pop("height", None), asked.pop("width", None)
+        if (height is None) != (width is None):
+            raise InputError(f"height {height} and width {width}: give both, or neither")
+        given: dict[str, Conditioning] = {}
+        said = {"prompt": prompt, "negative_prompt": asked.pop("negative_prompt", "")}
+        for name, text in said.items():
+            embeds = asked.pop(f"{name}_embeds", None)
+            if embeds is not None:
+                if text:
+                    raise InputError(f"{name} and {name}_embeds were both given: give one")
+                embeds = embeds if isinstance(embeds, Conditioning) else Conditioning(prompt=embeds)
+                said[name] = f"embeds:{embeds.digest()}"
+                given[said[name]] = embeds
+        bundle = self.bundle
+        if given:
+            bundle = replace(bundle, conditioner=GivenConditioner(bundle.conditioner, given))
+        generator, loras = asked.pop("generator", None), asked.pop("loras", None)
+        seed = asked.pop("seed", None)
+        if seed is None:
+            seed = 0 if generator is None else _draw(generator)
+        return GenerateRequest(
+            **said,
+            image=_picture(image),
+            size="auto" if height is None else f"{width}x{height}",
+            seed=seed,
+            loras=self.bundle.loras if loras is None else _loras(loras),
+            **{_RENAMED.get(name, name): value for name, value in asked.items()},
+        ), bundle
+
+    @staticmethod
+    def _decode(run: PreparedRun, latents: torch.Tensor) -> Iterator[np.ndarray]:
+        return decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.timeline)
+
+
+def _picture(image: Picture | None) -> Path | Image.Image | None:
+    if image is None or isinstance(image, Path):
+        return image
+    if isinstance(image, str):
+        return Path(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"image of {image.dtype} {image.shape}: give uint8 (height, width, 3)")
+        return Image.fromarray(image)
+    return as_rgb(image)
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(MAX_SEED, (1,), generator=generator, device=generator.device))
+
+
+def _loras(files: Sequence[str | Path | Lora]) -> tuple[Lora, ...]:
+    return tuple(file if isinstance(file, Lora) else Lora.parse(str(file)) for file in files)
+
+
+def _shown(frames: np.ndarray, output_type: OutputType) -> Any:
+    """uint8 (F, H, W, 3) as ``output_type`` has it."""
+    if output_type == "pil":
+        return [Image.fromarray(frame) for frame in frames]
+    scaled = frames.astype(np.float32) / 255
+    return scaled if output_type == "np" else torch.from_numpy(scaled).permute(0, 3, 1, 2)

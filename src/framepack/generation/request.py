@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framepack.errors import InputError
+from framepack.models.lora import Lora
 from framepack.models.spec import ModelSpec
 from framepack.planning.method import Method
 from framepack.planning.planners import Plan, plan
@@ -33,9 +34,11 @@ class GenerateRequest:
     """One video, as asked for. ``None`` stands for the model's own choice throughout.
 
     Args:
-        model: name of a bundled model, or a folder that holds one.
+        model: ``bundled``, a folder, a safetensors file or a hub id, see ``models.source``.
+        parts: folders or hub ids of what the model comes without, such as text encoders.
+        loras: LoRA files with their weights, added up.
         prompt, negative_prompt: what to show, and what not to.
-        image: picture that the video starts from; without it, text-to-video.
+        image: picture that the video starts from, a file or loaded; without it, text-to-video.
         seconds, frames: length, one of the two; 5 s when neither is given. At most a day.
         method: a friendly name or a string in the paper's notation.
         schedule: instead of the method's own: a name, ``lambda=X``, ``budget=X`` or notation.
@@ -43,6 +46,7 @@ class GenerateRequest:
         size: ``auto``, the model's size nearest in shape to the picture, or ``WxH`` in pixels.
         seed: 0 to 2^63 - 1.
         steps, guidance: denoising steps per section, classifier-free guidance scale (1: none).
+        embedded_guidance: scale of distilled guidance, for models that take it. solver: euler or unipc.
         device: ``auto`` or a PyTorch device. dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         out: the MP4; ``outputs/{job}.mp4`` by default. workdir: run folder; ``{job}`` beside ``out``.
         overwrite: replace a file of another origin at ``out``.
@@ -52,9 +56,11 @@ class GenerateRequest:
     """
 
     model: str = "bundled"
+    parts: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
     prompt: str = ""
     negative_prompt: str = ""
-    image: Path | None = None
+    image: Path | Image | None = None
     seconds: float | None = None
     frames: int | None = None
     method: str | None = None
@@ -64,6 +70,8 @@ class GenerateRequest:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    embedded_guidance: float | None = None
+    solver: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     out: Path | None = None
@@ -77,10 +85,9 @@ class GenerateRequest:
             raise InputError(f"seed {self.seed} must be 0 to {MAX_SEED}: choose one in that range")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise InputError(f"{self.steps} steps: choose 1 to {MAX_STEPS}")
-        if self.guidance is not None and not (
-            math.isfinite(self.guidance) and 0 <= self.guidance <= MAX_GUIDANCE
-        ):
-            raise InputError(f"guidance {self.guidance:g} must be 0 to {MAX_GUIDANCE:g}; 1 is none")
+        for name, scale in (("guidance", self.guidance), ("embedded guidance", self.embedded_guidance)):
+            if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+                raise InputError(f"{name} {scale:g} must be 0 to {MAX_GUIDANCE:g}; 1 is none")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")
         for name, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
@@ -135,7 +142,13 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
     """
     method = spec.method(request.method, request.schedule, untrained=request.untrained)
     timeline = _timeline(request, spec)
-    image = None if request.image is None else read_image(request.image)
+    if request.embedded_guidance is not None and spec.embedded_guidance is None:
+        raise InputError(
+            f"embedded guidance {request.embedded_guidance:g}: {spec.name} takes none, its guidance is not "
+            "distilled; use guidance"
+        )
+    given = request.image
+    image = read_image(given) if isinstance(given, Path) else given
     size = _size(request, spec, None if image is None else (image.height, image.width))
     return Selection(
         method=method,

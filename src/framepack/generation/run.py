@@ -100,7 +100,7 @@ def run(job: PreparedRun, emit: Emit) -> None:
     Every section is on disk before the next begins. One that the folder already holds, made from
     the very same inputs, is taken from there.
     """
-    clock, config, sections = Clock(prepare=job.seconds), job.config, job.plan.sections
+    clock, config = Clock(prepare=job.seconds), job.config
     with RunStore(job.places.workdir, config.to_json()) as store:
         emit(_started(job, store))
         told = settings(config, job.bundle.spec.name, store.edits)
@@ -108,41 +108,56 @@ def run(job: PreparedRun, emit: Emit) -> None:
             job.places.write_config(told)
             emit(_finished(job, clock, cached=True))
             return
-        maker = SectionMaker(config, job.bundle, clock, job.picture)
-        for frame, latent in job.known.items():
-            store.place(_known(config, store, frame, latent))
-        made: list[Stored] = []
-        for planned in sections:
-            begun = time.perf_counter()
-            section = settle(planned, job.method, job.plan.timeline, store.fetch)
-            edit = store.edits.get(section.index, Edit())
-            key = section_key(config, section, edit, store, sees_picture=job.bundle.conditioner.sees_picture)
-            stored = store.find(key)
-            cached = stored is not None
-            if stored is None:
-                on_step = _steps(section.index, len(sections), emit)
-                latents = maker.make(section, edit, store, on_step)
-                with clock("store"):
-                    details = {"row": section_row(section), **asdict(edit)}
-                    stored = store.add(key, section.index, section.frames, latents, details)
-            store.place(stored)
-            made.append(stored)
-            emit(
-                SectionFinished(
-                    section=section.index,
-                    sections=len(sections),
-                    frames=section.frames,
-                    latents=store.path(key),
-                    cached=cached,
-                    seconds=0.0 if cached else time.perf_counter() - begun,
-                    preview=preview(job.bundle.codec, store.fetch, section.frames),
-                )
-            )
+        made = _fill(job, store, clock, emit)
         begun = time.perf_counter()
         count = _write_video(job, store, made, clock, told, emit)
         emit(Decoded(frames=count, seconds=time.perf_counter() - begun))
         job.places.write_config(told)
     emit(_finished(job, clock, cached=False))
+
+
+def latents_of(job: PreparedRun, emit: Emit) -> torch.Tensor:
+    """The same without a video: latents (1, C, N, h, w) of the whole timeline, on the CPU."""
+    with RunStore(job.places.workdir, job.config.to_json()) as store:
+        emit(_started(job, store))
+        _fill(job, store, Clock(prepare=job.seconds), emit)
+        return store.fetch(range(job.plan.timeline.latent_frames))
+
+
+def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[Stored]:
+    """Place every section on the timeline of ``store``, made now or before."""
+    config, sections, conditioner = job.config, job.plan.sections, job.bundle.conditioner
+    maker = SectionMaker(config, job.bundle, clock, job.picture)
+    for frame, latent in job.known.items():
+        store.place(_known(config, store, frame, latent))
+    made: list[Stored] = []
+    for planned in sections:
+        begun = time.perf_counter()
+        section = settle(planned, job.method, job.plan.timeline, store.fetch)
+        edit = store.edits.get(section.index, Edit())
+        key = section_key(config, section, edit, store, sees_picture=conditioner.sees_picture)
+        stored = store.find(key)
+        cached = stored is not None
+        if stored is None:
+            on_step = _steps(section.index, len(sections), emit)
+            latents = maker.make(section, edit, store, on_step)
+            with clock("store"):
+                details = {"row": section_row(section), **asdict(edit)}
+                stored = store.add(key, section.index, section.frames, latents, details)
+        store.place(stored)
+        made.append(stored)
+        emit(
+            SectionFinished(
+                section=section.index,
+                sections=len(sections),
+                frames=section.frames,
+                latents=store.path(key),
+                cached=cached,
+                seconds=0.0 if cached else time.perf_counter() - begun,
+                preview=preview(job.bundle.codec, store.fetch, section.frames),
+            )
+        )
+    return made
 
 
 def _steps(section: int, sections: int, emit: Emit) -> OnStep:
@@ -178,7 +193,7 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
         context_tokens=job.context_tokens,
         cached=cached,
         seconds=clock.seconds,
-        peak_memory=peak_memory(job.bundle.transformer.device),
+        peak_memory=peak_memory(job.bundle.device),
     )
 
 
@@ -202,8 +217,7 @@ def _write_video(
     In this order a file at ``out`` is always known for ours or not, whenever the process dies.
     """
     out, codec = job.places.out, job.bundle.codec
-    parameter = next(codec.parameters())
-    decoded = decode_frames(codec, store.fetch, job.plan.timeline, parameter.device, parameter.dtype)
+    decoded = decode_frames(codec, store.fetch, job.plan.timeline)
     frames = _told(_timed(decoded, clock), job.config.frames, emit)
     # Always of this name: what a killed process left is written over.
     part = out.with_name(f".{out.stem[:32]}.{job.config.job}.part.mp4")

@@ -1,56 +1,115 @@
-"""A model with its codec and conditioner, loaded from a folder of safetensors.
+"""A model in memory: transformer, codec and conditioner, with the spec that they fit.
 
-folder/framepack.json   the spec
-folder/transformer/     diffusers folder of the packed transformer
-folder/codec/           diffusers folder of the codec
-folder/conditioner/     diffusers folder of the conditioner
+A folder saved from one holds
+
+    framepack.json     the spec
+    transformer/       diffusers folder of the packed transformer
+    codec/             and conditioner/, of models whose codec and conditioner are framepack's own, or
+    vae/ ...           the family's parts under diffusers' names
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from framepack.codecs.frame import FrameAutoencoder
+from framepack.conditioning.embeds import Conditioner
 from framepack.conditioning.words import WordConditioner
 from framepack.errors import InputError, ModelError
-from framepack.models.spec import ModelSpec, model_folder
-from framepack.models.wan import PackedWanTransformer3DModel
+from framepack.models.lora import Lora
+from framepack.models.source import OWN_PARTS, Source, resolve_model
+from framepack.models.spec import ModelSpec
 
-FAMILY = "wan"
-PARTS = {
-    "transformer": PackedWanTransformer3DModel,
-    "codec": FrameAutoencoder,
-    "conditioner": WordConditioner,
-}
+SAMPLED, SAMPLES = 256 * 2**20, 64
+"""Of a file above so many bytes, so many blocks go into the digest: hashing 26 GB takes minutes."""
+BLOCK = 2**20
+
+
+class Codec(Protocol):
+    """What a run asks of a codec. C latent channels; F frames, N latents."""
+
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def spatial_stride(self) -> int: ...
+    @property
+    def temporal_stride(self) -> int: ...
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> (B, C, N, h, w), as the transformer takes them."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, N, h, w) -> (B, 3, F, H, W) in [-1, 1]."""
+        ...
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, N, h, w) -> (B, 3, N, h', w'), rough and cheap."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Everything a run needs of a model. ``digest`` is the sha256 of its weights and configurations."""
+    """Everything a run needs of a model.
+
+    Attributes:
+        transformer: a packed transformer of the spec's family.
+        digest: tells its weights and configurations from all others.
+        parts: folders that the codec and the conditioner were made from, copied when the model is saved;
+            empty where both are modules of framepack's own.
+        loras: those that the transformer acts with.
+        execution: where the transformer computes if its weights lie elsewhere until they are needed.
+    """
 
     spec: ModelSpec
-    transformer: PackedWanTransformer3DModel
-    codec: FrameAutoencoder
-    conditioner: WordConditioner
+    transformer: Any
+    codec: Codec
+    conditioner: Conditioner
     digest: str
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    execution: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer computes."""
+        return self.execution or self.transformer.device
 
     def save(self, folder: Path) -> None:
         """Write the folder described above; what an older model left there is replaced file by file."""
 
         def write(draft: Path) -> None:
-            for part in PARTS:
+            self.transformer.save_pretrained(draft / "transformer")
+            for part, place in self.parts.items():
+                copy_folder(place, draft / part)
+            for part in () if self.parts else OWN_PARTS:
                 getattr(self, part).save_pretrained(draft / part)
             self.spec.save(draft)
 
         replace_files(folder, write)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder's files, linked where the file system allows: text encoders are large."""
+
+    def copy(file: str, place: str) -> None:
+        try:
+            os.link(os.path.realpath(file), place)
+        except OSError:
+            shutil.copyfile(file, place)
+
+    shutil.copytree(source, target, copy_function=copy)
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
@@ -69,13 +128,32 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(draft)
 
 
-def digest_of(folder: Path) -> str:
-    """sha256 over names and bytes of all weights and configurations of a model folder."""
+def digest_of(source: Source) -> str:
+    """sha256 over names and contents of all weights and configurations of a model.
+
+    A file above ``SAMPLED`` bytes counts with its size and ``SAMPLES`` blocks of it, the header among them.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes())
+    for part, place in sorted({"transformer": source.transformer, **source.parts}.items()):
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        for path in files:
+            if path.suffix in (".json", ".safetensors", ".model", ".txt") and path.is_file():
+                digest.update(f"{part}/{path.name}".encode() + b"\0")
+                _digest_file(digest, path)
+    digest.update(repr(source.spec).encode())
     return digest.hexdigest()
+
+
+def _digest_file(digest: Any, path: Path) -> None:
+    size = path.stat().st_size
+    if size <= SAMPLED:
+        digest.update(path.read_bytes())
+        return
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for block in range(SAMPLES):
+            file.seek((size - BLOCK) * block // (SAMPLES - 1))
+            digest.update(file.read(BLOCK))
 
 
 def pick_device(wanted: str | None) -> torch.device:
@@ -116,54 +194,142 @@ def _computes_bfloat16() -> bool:
 
 
 def load_part(part: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """One of ``PARTS`` from its folder, for inference.
+    """One of ``OWN_PARTS`` from its folder, for inference.
 
     Raises:
         ModelError: absent, or not to be read.
     """
-    try:
-        module = PARTS[part].from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"'{folder}' cannot be loaded as a {part}: {reason}") from error
-    return module.eval().requires_grad_(False)
+    from framepack.codecs.loading import load_module
+
+    return load_module({"codec": FrameAutoencoder, "conditioner": WordConditioner}[part], folder, dtype)
 
 
-def check_parts(spec: ModelSpec, parts: Mapping[str, Any]) -> None:
+def load_transformer(source: Source, dtype: torch.dtype) -> Any:
+    """The packed transformer of a model, on the CPU and for inference; released layouts are converted.
+
+    Raises:
+        ModelError: weights that are missing, damaged, of another model or not finite.
+    """
+    transformer = _LAYOUTS[source.layout](source, dtype)
+    for name, parameter in transformer.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"'{source.transformer}' has weights that are not finite, in {name}: fetch it again"
+            )
+    return transformer.eval().requires_grad_(False)
+
+
+def _load_wan(source: Source, dtype: torch.dtype) -> Any:
+    from framepack.codecs.loading import load_module
+    from framepack.models.wan import PackedWanTransformer3DModel
+
+    return load_module(PackedWanTransformer3DModel, source.transformer, dtype)
+
+
+def _load_helios(source: Source, dtype: torch.dtype) -> Any:
+    from framepack.models.helios import load_helios
+
+    return load_helios(source.transformer, dtype)
+
+
+def _load_hunyuan_video(source: Source, dtype: torch.dtype) -> Any:
+    from framepack.codecs.loading import load_module
+    from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
+
+    return load_module(PackedHunyuanVideoTransformer3DModel, source.transformer, dtype)
+
+
+def _load_framepack(source: Source, dtype: torch.dtype) -> Any:
+    from diffusers import HunyuanVideoFramepackTransformer3DModel
+
+    from framepack.codecs.loading import load_module
+    from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
+    from framepack.models.single_file import load_framepack
+
+    if source.transformer.is_file():
+        base = load_framepack(source.transformer, dtype)
+    else:
+        base = load_module(HunyuanVideoFramepackTransformer3DModel, source.transformer, dtype)
+    return PackedHunyuanVideoTransformer3DModel.adopt(base, ())
+
+
+_LAYOUTS: dict[str, Callable[[Source, torch.dtype], Any]] = {
+    "PackedWanTransformer3DModel": _load_wan,
+    "HeliosTransformer3DModel": _load_helios,
+    "PackedHunyuanVideoTransformer3DModel": _load_hunyuan_video,
+    "HunyuanVideoFramepackTransformer3DModel": _load_framepack,
+}
+
+
+def _conditioner(source: Source, device: torch.device) -> Any:
+    if source.spec.family == "wan":
+        from framepack.conditioning.wan import WanConditioner
+
+        return WanConditioner(source.parts, device)
+    from framepack.conditioning.hunyuan_video import HunyuanVideoConditioner
+
+    return HunyuanVideoConditioner(source.parts, device)
+
+
+def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: Any) -> None:
     """See that a model's parts are what its spec says and fit each other.
 
     Raises:
         ModelError: they do not.
     """
-    transformer, codec, conditioner = (parts[part].config for part in PARTS)
+    config = transformer.config
+    patch = config.patch_size
+    kernel = (config.patch_size_t, patch, patch) if isinstance(patch, int) else tuple(patch)
+    text = config.text_dim if spec.family == "wan" else config.text_embed_dim
+    width = conditioner.config.width if isinstance(conditioner, WordConditioner) else conditioner.width
     facts = [
-        ("base_kernel", spec.base_kernel, "the transformer's patch_size", tuple(transformer.patch_size)),
-        ("latent_channels", spec.latent_channels, "the transformer's", transformer.latent_channels),
-        ("latent_channels", spec.latent_channels, "the codec's", codec.channels),
-        ("spatial_stride", spec.spatial_stride, "the codec's", codec.stride),
-        ("temporal_stride", spec.temporal_stride, "the codec's", parts["codec"].temporal_stride),
-        ("the transformer's text_dim", transformer.text_dim, "the conditioner's width", conditioner.width),
+        ("base_kernel", spec.base_kernel, "the transformer's patch_size", kernel),
+        ("latent_channels", spec.latent_channels, "the transformer's", config.latent_channels),
+        ("latent_channels", spec.latent_channels, "the codec's", codec.latent_channels),
+        ("spatial_stride", spec.spatial_stride, "the codec's", codec.spatial_stride),
+        ("temporal_stride", spec.temporal_stride, "the codec's", codec.temporal_stride),
+        ("the transformer's text width", text, "the conditioner's", width),
     ]
     for name, stated, whose, found in facts:
         if stated != found:
             raise ModelError(f"{spec.name}: {name} is {stated}, {whose} is {found}: save the model again")
 
 
-def load_bundle(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
-    """Load a model folder.
+def load_bundle(
+    model: str | Source,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    parts: Sequence[str] = (),
+) -> Bundle:
+    """Load a model.
+
+    Args:
+        model: a name, see ``resolve_model``, or what it found.
+        dtype: of the transformer. A video codec runs in what it was released in, the bundled one in float32:
+            its convolutions are cheap, and rounding them would show.
+        parts: as in ``resolve_model``.
 
     Raises:
         UnknownNameError: no such model. ModelError: a part that cannot be read, or parts that do not fit.
     """
-    folder = model_folder(name)
-    spec = ModelSpec.load(folder)
-    if spec.family != FAMILY:
-        raise ModelError(f"'{folder}' is of family {spec.family}: only {FAMILY} can be loaded")
-    # The codec's convolutions are cheap, and rounding them would show.
-    parts = {
-        part: load_part(part, folder / part, torch.float32 if part == "codec" else dtype) for part in PARTS
-    }
-    check_parts(spec, parts)
-    for module in parts.values():
-        module.to(device)
-    return Bundle(spec=spec, digest=digest_of(folder), **parts)
+    source = (resolve_model(model, parts) if isinstance(model, str) else model).complete()
+    device = torch.device(device)
+    own = OWN_PARTS[0] in source.parts
+    codec: Any
+    if own:
+        codec, conditioner = (load_part(part, source.parts[part]) for part in OWN_PARTS)
+        codec, conditioner = codec.to(device), conditioner.to(device, dtype)
+    else:
+        from framepack.codecs.video_vae import load_codec
+
+        codec, conditioner = load_codec(source.parts["vae"], device), _conditioner(source, device)
+    transformer = load_transformer(source, dtype).to(device)
+    check_parts(source.spec, transformer, codec, conditioner)
+    return Bundle(
+        spec=source.spec,
+        transformer=transformer,
+        codec=codec,
+        conditioner=conditioner,
+        digest=digest_of(source),
+        parts={} if own else source.parts,
+    )

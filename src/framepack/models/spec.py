@@ -20,26 +20,6 @@ MAX_KERNEL_VOLUME = 4096
 """Latent pixels to a token, 16 times those of the paper's coarsest kernel; its weights grow with them."""
 
 
-def model_folder(name: str, *others: str) -> Path:
-    """The folder that a name or path stands for.
-
-    Args:
-        others: names that the caller knows beside these, for the message.
-
-    Raises:
-        UnknownNameError: neither ``bundled`` nor a folder with a ``framepack.json``.
-        ModelError: ``bundled``, in a copy of framepack that has no weights.
-    """
-    folder = BUNDLED if name == "bundled" else Path(name)
-    if (folder / SPEC_FILE).is_file():
-        return folder
-    if name == "bundled":
-        raise ModelError(
-            f"model 'bundled': its weights are not in this copy of framepack: give a folder with {SPEC_FILE}"
-        )
-    raise UnknownNameError("model", name, ["bundled", *others, f"a folder with {SPEC_FILE}"])
-
-
 def _whole(what: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{what} {value!r} must be a whole number of at least 1")

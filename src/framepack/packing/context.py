@@ -80,7 +80,7 @@ class PackedContext:
     aligned: torch.Tensor | None = None
     timestep: float | None = None
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> PackedContext:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PackedContext:
         levels = tuple(
             ContextTensors(x.latents.to(device, dtype), x.positions, x.kernel, x.pool) for x in self.levels
         )

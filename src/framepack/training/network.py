@@ -23,8 +23,8 @@ from framepack.training.methods import trained_methods
 def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransformer3DModel, WordConditioner]:
     """A base with random weights, adopted, and a conditioner; or both from ``config.init``."""
     if config.init is not None:
-        start = load_bundle(config.init)
-        return start.transformer.requires_grad_(True), start.conditioner.requires_grad_(True)
+        start, _, words = _start(config.init)
+        return start.transformer.requires_grad_(True), words.requires_grad_(True)
     torch.manual_seed(config.seed)
     net = config.network
     base = WanTransformer3DModel(
@@ -41,6 +41,18 @@ def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransfor
     )
     conditioner = WordConditioner(words=VOCABULARY, width=net.prompt_width, length=net.prompt_length)
     return PackedWanTransformer3DModel.adopt(base, net.kernels, prediction="sample"), conditioner
+
+
+def _start(init: str) -> tuple[Bundle, FrameAutoencoder, WordConditioner]:
+    """A model to start from, with its codec and conditioner.
+
+    Raises:
+        InputError: one of a family with another codec and conditioner.
+    """
+    start = load_bundle(init)
+    if not (isinstance(start.codec, FrameAutoencoder) and isinstance(start.conditioner, WordConditioner)):
+        raise InputError(f"init '{init}' is no model of the procedural world: give one trained by a recipe")
+    return start, start.codec, start.conditioner
 
 
 def lower_precision(model: PackedWanTransformer3DModel) -> None:
@@ -68,8 +80,8 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
             raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
     if config.init is None:
         return None
-    start = load_bundle(config.init)
-    model, words = start.transformer.config, start.conditioner.config
+    start, its_codec, its_words = _start(config.init)
+    model, words = start.transformer.config, its_words.config
     held = {
         "heads": model.num_attention_heads,
         "head_dim": model.attention_head_dim,
@@ -83,7 +95,7 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
     differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
     if differing:
         raise InputError(f"init '{config.init}' has {', '.join(differing)}: set the same in network")
-    if tuple(words.words) != VOCABULARY or codec_digest(start.codec) != config.cache.codec:
+    if tuple(words.words) != VOCABULARY or codec_digest(its_codec) != config.cache.codec:
         raise InputError(f"init '{config.init}' has other words or another codec: give its --codec")
     return start.digest
 

@@ -63,10 +63,11 @@ def _decode(path: Path) -> Image.Image:
             raise InputError(f"image '{path}' has no pixels: it is {width} x {height}")
         if width * height > MAX_PIXELS:
             raise _too_large(path, width * height, f"{width} x {height}")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return as_rgb(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB, what is transparent on white."""
     if image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey at 255 instead of scaling it.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
