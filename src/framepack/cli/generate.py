@@ -35,6 +35,26 @@ def generate(
     schedule: options.Schedule = None,
     untrained: options.Untrained = False,
     model: options.Model = "bundled",
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parts",
+            help="Folder or hub id of what the model comes without, such as its text encoders; repeatable.",
+            metavar="DIR|HUB-ID",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="LoRA file with its weight, 1 if left out; repeatable.",
+            metavar="FILE[:WEIGHT]",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", rich_help_panel=HOW)] = 0,
     steps: Annotated[
         int | None,
@@ -53,6 +73,19 @@ def generate(
             show_default="the model's",
             rich_help_panel=HOW,
         ),
+    ] = None,
+    embedded_guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--embedded-guidance",
+            help="Strength of distilled guidance, for models that take it.",
+            show_default="the model's",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option("--solver", help="euler or unipc.", show_default="the model's", rich_help_panel=HOW),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=HOW)
@@ -98,6 +131,7 @@ def generate(
     from framepack.cli.progress import Progress
     from framepack.generation.events import Finished
     from framepack.generation.request import GenerateRequest
+    from framepack.models.lora import Lora
 
     request = GenerateRequest(
         prompt=prompt,
@@ -110,9 +144,13 @@ def generate(
         schedule=schedule,
         untrained=untrained,
         model=model,
+        parts=tuple(parts or ()),
+        loras=tuple(Lora.parse(text) for text in lora or ()),
         seed=seed,
         steps=steps,
         guidance=guidance,
+        embedded_guidance=embedded_guidance,
+        solver=solver,
         device=device,
         dtype=dtype,
         out=out,

@@ -71,8 +71,8 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Name of a model, or a folder that holds one.",
-        metavar="NAME|DIR",
+        help="bundled, a model folder, a .safetensors file, or a hub id such as owner/name.",
+        metavar="NAME|DIR|FILE|HUB-ID",
         rich_help_panel=HOW,
     ),
 ]
