@@ -12,7 +12,7 @@ from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
 from framepack.generation.run import PreparedRun
 from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
-from framepack.models.lora import Lora, apply_loras, remove_loras
+from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import resolve_model
 from framepack.sampling.solvers import solver_named
 
@@ -73,14 +73,15 @@ def with_loras(bundle: Bundle, loras: tuple[Lora, ...]) -> tuple[Bundle, list[st
     Raises:
         ModelError: a LoRA of another model; the model is then as it was.
     """
-    if loras == bundle.loras:
+    files = digest(loras)  # a file may have changed under its name
+    if files == bundle.lora_digest:
         return bundle, []
     told: list[str] = []
     if loras:
         told = apply_loras(bundle.transformer, loras)
     else:
         remove_loras(bundle.transformer)
-    return replace(bundle, loras=loras), told
+    return replace(bundle, loras=loras, lora_digest=files), told
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.embeds import Conditioner
 from framepack.conditioning.words import WordConditioner
 from framepack.errors import InputError, ModelError
-from framepack.models.lora import Lora
+from framepack.models.lora import Lora, digest
 from framepack.models.source import OWN_PARTS, Source, resolve_model
 from framepack.models.spec import ModelSpec
 
@@ -68,7 +68,7 @@ class Bundle:
         digest: tells its weights and configurations from all others.
         parts: folders that the codec and the conditioner were made from, copied when the model is saved;
             empty where both are modules of framepack's own.
-        loras: those that the transformer acts with.
+        loras: those that the transformer acts with. lora_digest: of their files and weights.
         execution: where the transformer computes if its weights lie elsewhere until they are needed.
     """
 
@@ -79,6 +79,7 @@ class Bundle:
     digest: str
     parts: Mapping[str, Path] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
+    lora_digest: str = digest(())
     execution: torch.device | None = None
 
     @property
