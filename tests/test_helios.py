@@ -21,7 +21,7 @@ from framepack.errors import ModelError
 from framepack.models.helios import adopt_helios, load_helios, to_helios
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import EMPTY, PackedContext, gather
-from framepack.planning.method import f1
+from framepack.planning.method import named_method
 from framepack.planning.planners import plan
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
@@ -55,7 +55,7 @@ def helios(**changes) -> HeliosTransformer3DModel:
 
 def sections(count: int) -> tuple[Section, ...]:
     frames = 1 + (count * S - 1) * 4
-    return plan(Timeline(frames=frames, fps=24, stride=4), f1()).sections
+    return plan(Timeline(frames=frames, fps=24, stride=4), named_method("f1")).sections
 
 
 def reference(model: HeliosTransformer3DModel, index: int, made: torch.Tensor, x, timestep, prompt):

@@ -16,7 +16,7 @@ from diffusers import (
 from framepack.conditioning.embeds import Conditioning
 from framepack.models.helios import adopt_helios
 from framepack.packing.context import PackedContext, gather
-from framepack.planning.method import f1
+from framepack.planning.method import named_method
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
 from framepack.sampling.helios import block_noise, helios_sigmas, pyramid, unipc2
@@ -54,7 +54,7 @@ def sampled(source, count, grid, generator, *, guidance, sigmas, solver, prompt,
     model = adopt_helios(source)
     made = torch.zeros(1, 16, count * S, *grid)
     timeline = Timeline(frames=1 + (count * S - 1) * 4, fps=24, stride=4)
-    for section in plan(timeline, f1()).sections:
+    for section in plan(timeline, named_method("f1")).sections:
         levels = gather(section.context, lambda frames: made[:, :, list(frames)], made)
         (span,) = section.spans
         made[:, :, span.start : span.stop] = sample_section(

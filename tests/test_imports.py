@@ -124,9 +124,7 @@ PUBLIC = {
 
 INTERNAL = {
     "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "read_levels", "released"],
-    "framepack.planning.method": [
-        *("anti_drifting", "f1", "inverted", "inverted_plain", "method_from_spec", "planned", "vanilla"),
-    ],
+    "framepack.planning.method": ["NamedMethod", "method_from_spec"],
     "framepack.planning.planners": ["anti_drifting", "forward", "inverted", "paddings", "planned", "tile"],
     "framepack.video.io": ["VideoFile", "encode_video"],
     "framepack.video.resize": ["cover_box"],

@@ -8,7 +8,7 @@ The paper's string (FramePack, section 5.1) writes its schedule, order and secti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from framepack.errors import InputError, NotationError, UnknownNameError
@@ -219,110 +219,34 @@ class Method:
 # Friendly names --------------------------------------------------------------------------------------
 
 
-def _zeros_if_released(base: Kernel, absent: str | None) -> str:
-    # The released loops run on base (1, 2, 2) and never drop absent history.
-    return absent or ("zeros" if base == HUNYUAN_BASE else "drop")
+@dataclass(frozen=True, kw_only=True)
+class NamedMethod:
+    """What a friendly name settles; kernels and section size are the model's.
+
+    start, end: one frame at the base kernel pinned to the start of the video, or across the gap.
+    zeros: absent history is given as zeros on base (1, 2, 2), where the released loops never drop it.
+    """
+
+    order: str
+    start: bool = False
+    end: bool = False
+    positions: str = "gap"
+    zeros: bool = False
 
 
-def vanilla(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """Forward in time: ``td_f16k4f2k2f1k1_g9``."""
-    return Method(
-        schedule=released(base),
-        order="vanilla",
-        section_size=section_size,
-        absent=absent or "drop",
-        max_gap=max_gap,
-    )
-
-
-def f1(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """FramePack-F1: forward, the first frame kept, the same indices for every section."""
-    return Method(
-        schedule=replace(released(base), start=(Level(1, base),)),
-        order="f1",
-        section_size=section_size,
-        absent=_zeros_if_released(base, absent),
-        positions="constant",
-        max_gap=max_gap,
-    )
-
-
-def anti_drifting(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """First and last section together, then the gap: ``td_f16k4f2k2f1k1_g9_x_f1k1``."""
-    return Method(
-        schedule=replace(released(base), end=(Level(1, base),)),
-        order="anti-drifting",
-        section_size=section_size,
-        absent=absent or "drop",
-        max_gap=max_gap,
-    )
-
-
-def planned(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """Several endpoints, far ones first, then the gaps; written like anti-drifting."""
-    return replace(anti_drifting(base, section_size, absent=absent, max_gap=max_gap), order="planned")
-
-
-def inverted_plain(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """Last section first, back to the start frame, true gaps: ``f1k1_x_g9_f1k1f2k2f16k4_td``."""
-    return Method(
-        schedule=replace(released(base), start=(Level(1, base),)),
-        order="inverted",
-        section_size=section_size,
-        absent=absent or "drop",
-        max_gap=max_gap,
-    )
-
-
-def inverted(
-    base: Kernel = HUNYUAN_BASE,
-    section_size: int = 9,
-    *,
-    absent: str | None = None,
-    max_gap: int | None = None,
-) -> Method:
-    """Inverted with the paddings of the released FramePackI2V_HY loop."""
-    plain = inverted_plain(base, section_size, absent=_zeros_if_released(base, absent), max_gap=max_gap)
-    return replace(plain, positions="released")
-
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "vanilla": vanilla,
-    "f1": f1,
-    "anti-drifting": anti_drifting,
-    "inverted": inverted,
-    "inverted-plain": inverted_plain,
-    "planned": planned,
+METHODS: dict[str, NamedMethod] = {
+    # forward in time: td_f16k4f2k2f1k1_g9
+    "vanilla": NamedMethod(order="vanilla"),
+    # FramePack-F1: forward, the first frame kept, the same indices for every section
+    "f1": NamedMethod(order="f1", start=True, positions="constant", zeros=True),
+    # first and last section together, then the gap: td_f16k4f2k2f1k1_g9_x_f1k1
+    "anti-drifting": NamedMethod(order="anti-drifting", end=True),
+    # last section first, back to the start frame, with the paddings of the released FramePackI2V_HY loop
+    "inverted": NamedMethod(order="inverted", start=True, positions="released", zeros=True),
+    # the same at true gaps: f1k1_x_g9_f1k1f2k2f16k4_td
+    "inverted-plain": NamedMethod(order="inverted", start=True),
+    # several endpoints, far ones first, then the gaps; written like anti-drifting
+    "planned": NamedMethod(order="planned", end=True),
 }
 
 
@@ -334,10 +258,22 @@ def named_method(
     absent: str | None = None,
     max_gap: int | None = None,
 ) -> Method:
-    """One of `METHODS` for a base kernel and section size. Raises UnknownNameError."""
+    """One of `METHODS` for a base kernel and section size.
+
+    Raises:
+        UnknownNameError: no such name.
+    """
     if name not in METHODS:
         raise UnknownNameError("method", name, tuple(METHODS))
-    return METHODS[name](base, section_size, absent=absent, max_gap=max_gap)
+    row, pinned = METHODS[name], (Level(1, base),)
+    return Method(
+        schedule=replace(released(base), start=pinned if row.start else (), end=pinned if row.end else ()),
+        order=row.order,
+        section_size=section_size,
+        absent=absent or ("zeros" if row.zeros and base == HUNYUAN_BASE else "drop"),
+        positions=row.positions,
+        max_gap=max_gap,
+    )
 
 
 def method_from_spec(
