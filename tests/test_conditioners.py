@@ -56,9 +56,7 @@ def picture():
 
 
 def hunyuan_conditioner(parts, **options) -> HunyuanVideoConditioner:
-    return HunyuanVideoConditioner(
-        parts, template_tokens=tiny.template_tokens(parts), prompt_tokens=TOKENS, **options
-    )
+    return HunyuanVideoConditioner(parts, prompt_tokens=TOKENS, **options)
 
 
 def wan_conditioner(parts, **options) -> WanConditioner:
@@ -103,10 +101,7 @@ def test_hunyuan_video_reads_prompts_as_its_pipeline(hunyuan, prompts, loads):
         tokenizer_2=AutoTokenizer.from_pretrained(hunyuan["tokenizer_2"]),
         **dict.fromkeys(("transformer", "vae", "scheduler", "image_encoder", "feature_extractor")),
     )
-    template = DEFAULT_PROMPT_TEMPLATE | {"crop_start": tiny.template_tokens(hunyuan)}
-    states, pooled, mask = pipeline.encode_prompt(
-        prompts, None, template, device="cpu", max_sequence_length=TOKENS
-    )
+    states, pooled, mask = pipeline.encode_prompt(prompts, device="cpu", max_sequence_length=TOKENS)
     ours = hunyuan_conditioner(hunyuan).encode(prompts)
     assert ours.prompt.shape == (len(prompts), TOKENS, tiny.WIDTH)
     assert torch.allclose(ours.prompt, states, atol=1e-5)
@@ -258,9 +253,13 @@ def test_without_ftfy_letters_beyond_ascii_are_remarked_on(umt5, monkeypatch):
 
 
 def test_a_tokenizer_that_splits_the_template_otherwise(hunyuan, loads):
-    conditioner = HunyuanVideoConditioner(hunyuan, prompt_tokens=TOKENS)
-    with pytest.raises(ModelError, match="tokens of HunyuanVideo's template, where its own makes 95"):
-        conditioner.encode(PROMPTS)
+    parts = hunyuan | {"tokenizer": hunyuan["tokenizer_2"]}
+    other = hunyuan_conditioner(parts)
+    with pytest.raises(
+        ModelError, match="makes 96 tokens of HunyuanVideo's template, where its own makes 95"
+    ):
+        other.encode(PROMPTS)
+    assert hunyuan_conditioner(parts, template_tokens=96).remarks(PROMPTS) == []
     assert loads == []
 
 

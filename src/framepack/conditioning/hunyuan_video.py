@@ -135,7 +135,7 @@ class HunyuanVideoConditioner:
         """Prompts that are longer than what Llama reads, one line each; loads the tokenizer alone."""
         told = []
         for prompt in dict.fromkeys(prompts):
-            ids = self.tokenizer(TEMPLATE_START + prompt).input_ids[self.template_tokens :]
+            ids = self.tokenizer(TEMPLATE_START + prompt, verbose=False).input_ids[self.template_tokens :]
             told += cut_remark(self.tokenizer, prompt, ids, self.prompt_tokens)
         return told
 

@@ -109,7 +109,7 @@ class WanConditioner:
         told = []
         for prompt in dict.fromkeys(prompts):
             # The token that ends a text is not the user's.
-            ids = self.tokenizer(clean(prompt)).input_ids[:-1]
+            ids = self.tokenizer(clean(prompt), verbose=False).input_ids[:-1]
             told += cut_remark(self.tokenizer, prompt, ids, self.prompt_tokens - 1)
         if not all(prompt.isascii() for prompt in prompts) and not _has_ftfy():
             told.append(
