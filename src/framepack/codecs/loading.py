@@ -86,6 +86,9 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
     if found != wanted:
         raise ModelError(f"'{folder}' holds a {found}, not a {wanted}: give a folder of that class")
     check_weights(folder)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # whoever loads a model shows progress of its own
     try:
         module, report = kind.from_pretrained(
             folder,

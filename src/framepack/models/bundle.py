@@ -32,6 +32,7 @@ from framepack.models.spec import ModelSpec
 SAMPLED, SAMPLES = 256 * 2**20, 64
 """Of a file above so many bytes, so many blocks go into the digest: hashing 26 GB takes minutes."""
 BLOCK = 2**20
+NO_LORAS = digest(())
 
 
 class Codec(Protocol):
@@ -79,7 +80,7 @@ class Bundle:
     digest: str
     parts: Mapping[str, Path] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
-    lora_digest: str = digest(())
+    lora_digest: str = NO_LORAS
     execution: torch.device | None = None
 
     @property
@@ -266,7 +267,8 @@ def _conditioner(source: Source, device: torch.device) -> Any:
     if source.spec.family == "wan":
         from framepack.conditioning.wan import WanConditioner
 
-        return WanConditioner(source.parts, device)
+        # umT5 is stored in float32, 22 GB of it; upstream runs it in bfloat16.
+        return WanConditioner(source.parts, device, None if device.type == "cpu" else torch.bfloat16)
     from framepack.conditioning.hunyuan_video import HunyuanVideoConditioner
 
     return HunyuanVideoConditioner(source.parts, device)
