@@ -7,7 +7,8 @@ import json
 import pytest
 
 from framepack.cli.models import HEIGHT, WIDTH, count_stored, table
-from framepack.models.variants import BASE_KERNEL, BUCKETS, SPATIAL_STRIDE, VARIANTS, Variant
+from framepack.models.families import BUCKETS
+from framepack.models.variants import BASE_KERNEL, SPATIAL_STRIDE, VARIANTS, Variant
 
 FRAME_TOKENS = 1560
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import generate, models, plan, train
+from framepack.cli import adopt, generate, models, plan, train
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -25,6 +25,7 @@ app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("train")(train.train)
+app.command("adopt")(adopt.adopt)
 
 
 def _show_version(wanted: bool) -> None:

@@ -8,9 +8,10 @@ FramePack for HunyuanVideo, Wan's own defaults for Wan, sections of nine latent 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from framepack.errors import UnknownNameError
+from framepack.models.pyramid import Pyramid
 from framepack.models.spec import FAMILIES, ModelSpec
 from framepack.packing.schedule import HUNYUAN_BASE, Kernel
 from framepack.planning.method import Method, named_method
@@ -50,6 +51,10 @@ class FamilyRow:
     embedded_guidance: float | None = None
     solver: str = "unipc"
     shift: float | None = None
+    buckets: tuple[tuple[int, int], ...] = BUCKETS
+    sigmas: str = "flow"
+    decode: str = "continuous"
+    held_start: tuple[float, float] | None = None
 
 
 ROWS: dict[str, FamilyRow] = {
@@ -86,6 +91,39 @@ ROWS: dict[str, FamilyRow] = {
     ),
 }
 
+HELIOS = FamilyRow(
+    family="wan",
+    latent_channels=16,
+    spatial_stride=8,
+    temporal_stride=4,
+    fps=24.0,
+    default_method="f1",
+    steps=50,
+    guidance=5.0,
+    solver="unipc2",
+    buckets=((384, 640),),
+    sigmas="helios",
+    decode="section",
+    held_start=(0.111, 0.135),
+)
+"""Helios, a Wan 2.1 of its own ways, which its class tells and no number does: HeliosPipeline's defaults."""
+HELIOS_STEPS = {"mid": 60, "distilled": 6}
+"""In a pyramid, all stages together: 20 and 2 a stage, as the releases' own examples have it."""
+
+
+def helios_spec(name: str, method: Method, base_kernel: Kernel, pyramid: Pyramid | None) -> ModelSpec:
+    """The spec of Helios-Base, or of Helios-Mid or -Distilled where there is a pyramid.
+
+    Raises:
+        InputError: a base kernel or a method that no model can have.
+    """
+    spec = spec_for("wan", name, {"f1": method}, base_kernel=base_kernel, row=HELIOS)
+    if pyramid is None:
+        return spec
+    steps = HELIOS_STEPS["distilled" if pyramid.distilled else "mid"]
+    guidance = 1.0 if pyramid.distilled else spec.guidance
+    return replace(spec, steps=steps, guidance=guidance, solver="pyramid", pyramid=pyramid)
+
 
 def family_row(family: str, latent_channels: int | None = None) -> FamilyRow:
     """The row of a family with a codec of so many channels; its first row where none has as many.
@@ -108,6 +146,7 @@ def spec_for(
     latent_channels: int | None = None,
     base_kernel: Kernel = HUNYUAN_BASE,
     guidance_embeds: bool = True,
+    row: FamilyRow | None = None,
 ) -> ModelSpec:
     """The spec of a model of which only this much is known.
 
@@ -117,12 +156,13 @@ def spec_for(
         latent_channels: of the checkpoint; the row's where left out.
         base_kernel: the checkpoint's patch size.
         guidance_embeds: whether the checkpoint takes its guidance as an input.
+        row: where family and channels do not tell it.
 
     Raises:
         UnknownNameError: no such family, or a default that is not among the methods.
         InputError: a base kernel, channels or methods that no model can have.
     """
-    row = family_row(family, latent_channels)
+    row = row or family_row(family, latent_channels)
     if methods is None:
         methods = {row.default_method: named_method(row.default_method, base_kernel, SECTION_SIZE)}
     if default_method is None:
@@ -135,7 +175,7 @@ def spec_for(
         spatial_stride=row.spatial_stride,
         temporal_stride=row.temporal_stride,
         fps=row.fps,
-        buckets=BUCKETS,
+        buckets=row.buckets,
         methods=dict(methods),
         default_method=default_method,
         steps=row.steps,
@@ -143,4 +183,7 @@ def spec_for(
         solver=row.solver,
         shift=row.shift,
         embedded_guidance=row.embedded_guidance if guidance_embeds else None,
+        sigmas=row.sigmas,
+        decode=row.decode,
+        held_start=row.held_start,
     )

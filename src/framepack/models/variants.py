@@ -1,8 +1,8 @@
 """Three sizes of FramePack on HunyuanVideo: rows of numbers, each with what is expected of it.
 
-Nothing of these can be loaded from here; the rows exist to plan for them and to check the
-arithmetic. Parameters are counted on the real configuration, on the meta device; token limits are
-computed by the schedule. What was published stands beside them, for a test to compare.
+The rows exist to plan for these sizes, to check the arithmetic, and to make them: `layers` says which
+blocks of a base a size is made from. Parameters are counted on the real configuration, on the meta device;
+token limits are computed by the schedule. What was published stands beside them, for a test to compare.
 """
 
 from __future__ import annotations
@@ -10,19 +10,38 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from framepack.models.families import SECTION_SIZE, family_row, spec_for
 from framepack.models.spec import ModelSpec
-from framepack.packing.schedule import Kernel, PackingSchedule
+from framepack.packing.schedule import HUNYUAN_BASE, Kernel, PackingSchedule
 from framepack.planning.method import METHODS, named_method
 
-BASE_KERNEL: Kernel = (1, 2, 2)
-LATENT_CHANNELS = 16
-SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
-SECTION_SIZE = 9
-FPS = 30.0
+BASE_KERNEL: Kernel = HUNYUAN_BASE
+_ROW = family_row("hunyuan_video")
+LATENT_CHANNELS, SPATIAL_STRIDE = _ROW.latent_channels, _ROW.spatial_stride
+RELEASED_BLOCKS = (20, 40)
+"""Double and single blocks of the released transformer."""
 
-_LANDSCAPE = ((480, 832), (416, 960), (448, 864), (512, 768), (544, 704), (576, 672), (608, 640))
-# The released models' "640" set, height x width, and its transposes; 480 x 832 is the usual one.
-BUCKETS = _LANDSCAPE + tuple((width, height) for height, width in _LANDSCAPE)
+
+def kept_layers(have: int, want: int) -> tuple[int, ...]:
+    """Which of ``have`` layers stay when ``want`` do: evenly spread, the first and the last among them.
+
+    The ends stay because what they do, from and to pixels, no layer between them does.
+    """
+    assert 1 <= want <= have, (have, want)
+    if want == 1:
+        return (0,)
+    # i * (have - 1) / (want - 1), rounded half up, in integers
+    return tuple((2 * i * (have - 1) + want - 1) // (2 * (want - 1)) for i in range(want))
+
+
+def repeated_layers(have: int, want: int) -> tuple[int, ...]:
+    """Which of ``have`` layers each of ``want`` is a copy of: evenly spread, a copy right behind its own.
+
+    Copies that add nothing at first, between the layers of the base, are how LLaMA Pro grows a model (Wu
+    and others 2024, "block expansion").
+    """
+    assert 1 <= have <= want, (have, want)
+    return tuple(i * have // want for i in range(want))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +64,31 @@ class Variant:
     expected_billions: float
     expected_nominal: int
 
-    def schedule(self) -> PackingSchedule:
+    def layers(self, double_blocks: int, single_blocks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which double and single blocks of a base each block of this size is made from.
+
+        A base of the released 20 + 40 blocks becomes exactly this row; others change in the same
+        proportion. Where an index stands twice, the second block is a repeat.
+        """
+
+        def chosen(have: int, rows: int, released: int) -> tuple[int, ...]:
+            want = max((2 * have * rows + released) // (2 * released), min(have, 1))
+            if want <= have:
+                return kept_layers(have, want) if want else ()
+            return repeated_layers(have, want)
+
+        double, single = RELEASED_BLOCKS
+        return (
+            chosen(double_blocks, self.double_blocks, double),
+            chosen(single_blocks, self.single_blocks, single),
+        )
+
+    def schedule(self, base: Kernel = BASE_KERNEL) -> PackingSchedule:
         """The packing schedule of the history; a method adds the pinned frames."""
         if self.lam is not None:
-            return PackingSchedule.from_lambda(self.lam, base=BASE_KERNEL)
+            return PackingSchedule.from_lambda(self.lam, base=base)
         assert self.budget is not None, self.name
-        return PackingSchedule.from_budget(self.budget, base=BASE_KERNEL)
+        return PackingSchedule.from_budget(self.budget, base=base)
 
     def spec(self) -> ModelSpec:
         """The numbers that planning needs: every method, over this variant's schedule."""
@@ -60,22 +98,7 @@ class Variant:
             )
             for name in METHODS
         }
-        return ModelSpec(
-            name=self.name,
-            family="hunyuan_video",
-            base_kernel=BASE_KERNEL,
-            latent_channels=LATENT_CHANNELS,
-            spatial_stride=SPATIAL_STRIDE,
-            temporal_stride=TEMPORAL_STRIDE,
-            fps=FPS,
-            buckets=BUCKETS,
-            methods=methods,
-            default_method="inverted",
-            steps=25,
-            guidance=1.0,  # no CFG: their guidance of 10 is distilled, an input of the transformer
-            solver="unipc",
-            shift=None,
-        )
+        return spec_for("hunyuan_video", self.name, methods)
 
     def count_parameters(self) -> int:
         """Parameters of the transformer with a kernel for each size in the schedule; nothing is allocated."""
