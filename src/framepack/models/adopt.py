@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,9 +143,9 @@ def adopt(
     model = _packed(source, fresh, layers)
     _check(source, entries, model)
 
-    sizes: dict[Path | None, int] = {}
+    sizes: Counter[Path | None] = Counter()
     for tensor in tensors.values():
-        sizes[tensor.file] = sizes.get(tensor.file, 0) + tensor.nbytes
+        sizes[tensor.file] += tensor.nbytes
     largest = max(sizes.values())
     limit = shard_bytes or (min(SHARD_BYTES, largest) if len(sizes) > 1 else SHARD_BYTES)
     shards = fill_shards([entry.tensor for entry in entries.values()], limit)

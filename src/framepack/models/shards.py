@@ -101,7 +101,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
             f"'{folder}' lacks shard {missing[0]}, {len(files) - len(missing)} of {len(files)} are there: "
             "fetch the rest"
         )
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in files:
         found |= {
             tensor.name: tensor for tensor in read_header(folder / file) if wanted.get(tensor.name) == file
@@ -296,4 +296,4 @@ def _write_shard(
 
 
 def _raw(piece: torch.Tensor) -> memoryview:
-    return memoryview(piece.contiguous().flatten().view(torch.uint8).numpy())
+    return piece.contiguous().flatten().view(torch.uint8).numpy().data
