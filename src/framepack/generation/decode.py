@@ -39,17 +39,22 @@ def decode_frames(
     Args:
         fetch: timeline indices -> latents (1, C, N, h, w), any device.
     """
-    # A codec with a temporal stride looks across latents and has to see them together.
-    chunk = CHUNK if timeline.stride == 1 else timeline.latent_frames
     left = timeline.frames
-    for start in range(0, timeline.latent_frames, chunk):
-        indices = range(start, min(start + chunk, timeline.latent_frames))
+    for indices in _together(timeline):
         with torch.inference_mode():
             pixels = codec.decode(fetch(indices))
             frames = to_uint8(pixels[0]).cpu().numpy()
         yield from frames[:left]
         left -= len(frames)
     assert left <= 0, f"the codec gave {-left} frames too few"
+
+
+def _together(timeline: Timeline) -> Iterator[range]:
+    """Latent frames for one call of the codec; one with a temporal stride has to see a whole clip."""
+    for clip in timeline.clips():
+        size = CHUNK if timeline.stride == 1 else len(clip)
+        for start in range(clip.start, clip.stop, size):
+            yield range(start, min(start + size, clip.stop))
 
 
 @torch.inference_mode()
