@@ -37,6 +37,9 @@ BROKEN: dict[str, object] = {
     "latent_channels": [0, 4.0],
     "spatial_stride": [0],
     "temporal_stride": ["1"],
+    "decode": ["backwards", None],
+    "held_start": [[0.1], [0.2, 0.1], [0.5, 1], ["a", "b"], 3],
+    "pyramid": [{}, {"distilled": True}, 3],
     "base_kernel": [[2, 1, 1], [1, 1], [1, 1, 0], "111", [1, 2, 2]],
 }
 
@@ -78,7 +81,7 @@ def test_todays_record_survives_the_round_trip(folder: Path) -> None:
     assert set(json.loads((folder / SPEC_FILE).read_text())) == {
         *("name", "family", "base_kernel", "latent_channels", "spatial_stride", "temporal_stride", "fps"),
         *("buckets", "methods", "default_method", "steps", "guidance", "solver", "shift"),
-        "embedded_guidance",
+        *("embedded_guidance", "sigmas", "decode", "held_start", "pyramid"),
     }
 
 

@@ -110,7 +110,9 @@ class Progress:
 
     def _step(self, event: Step) -> None:
         if self.steps is not None:
-            self.bars.update(self.steps, completed=event.section * event.steps + event.step + 1)
+            total = self.bars.tasks[self.steps].total or 0  # a section may take more steps than others
+            done = event.section + (event.step + 1) / event.steps
+            self.bars.update(self.steps, completed=total * done / event.sections)
 
     def _finish_section(self, event: SectionFinished) -> None:
         if self.sections is not None and self.steps is not None:

@@ -25,11 +25,11 @@ class RunConfig:
 
     Attributes:
         sampling_version: ``SAMPLING_VERSION`` of the code that made it.
-        model_digest: sha256 of the model's weights and configurations.
+        model_digest: sha256 of the model's weights, configurations and spec.
         method: ``Method.to_json``.
         frames, fps, height, width: of the finished video, pixels.
         seed, steps, guidance, solver: of sampling. embedded_guidance: of distilled models, else None.
-        shift: fixed flow shift; None for the balanced rule.
+        shift: fixed flow shift; None for the balanced rule. sigmas: the rule of the noise levels.
         prompt, negative_prompt: as worded; the negative one is empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
         loras: digest of the LoRA files and their weights; None without.
@@ -54,6 +54,7 @@ class RunConfig:
     dtype: str
     embedded_guidance: float | None = None
     loras: str | None = None
+    sigmas: str = "flow"
     sampling_version: int = SAMPLING_VERSION
 
     @property
@@ -99,6 +100,7 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
             spec.embedded_guidance if request.embedded_guidance is None else request.embedded_guidance
         ),
         loras=digest(request.loras) if request.loras else None,
+        sigmas=spec.sigmas,
     )
 
 

@@ -20,9 +20,10 @@ from framepack.models.bundle import Bundle
 from framepack.packing.context import LevelPlan, pack
 from framepack.planning.method import Method
 from framepack.planning.sections import Section
-from framepack.sampling.flow import section_sigmas
+from framepack.sampling.grids import section_sigmas
+from framepack.sampling.guidance import cfg_zero_star, classifier_free
 from framepack.sampling.section import context_timestep, sample_section
-from framepack.sampling.solvers import solver_named
+from framepack.sampling.solvers import solver_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +82,9 @@ class SectionMaker:
 
         ``on_step`` is told (finished steps, all steps).
         """
-        config, model = self.config, self.bundle.transformer
+        config, model, spec = self.config, self.bundle.transformer, self.bundle.spec
+        pyramid, kernel = spec.pyramid, spec.base_kernel
+        steps = config.steps if pyramid is None else pyramid.steps_of(section.index, config.steps)
         with self.clock("pack"):
             noise = self._noise(section, edit)
             context = pack(
@@ -103,10 +106,9 @@ class SectionMaker:
                 prompt=prompt,
                 negative=negative,
                 guidance=config.guidance,
-                sigmas=section_sigmas(
-                    config.steps, config.shift, noise.shape[2:], self.bundle.spec.base_kernel
-                ),
-                solver=solver_named(config.solver),
+                sigmas=section_sigmas(steps, config.shift, noise.shape[2:], kernel, config.sigmas),
+                solver=solver_of(config.solver, spec, config.guidance),
+                guide=cfg_zero_star if pyramid is not None and pyramid.cfg_zero else classifier_free,
                 on_step=on_step,
             )
             return latents[0].float().cpu()

@@ -14,7 +14,7 @@ from framepack.generation.run import PreparedRun
 from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import resolve_model
-from framepack.sampling.solvers import solver_named
+from framepack.sampling.solvers import check_solver
 
 LOW_PSNR = 25.0
 """dB below which a picture has visibly lost something in the codec."""
@@ -35,7 +35,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     source = resolve_model(request.model, request.parts) if bundle is None else None
     spec = bundle.spec if source is None else source.spec  # type: ignore[union-attr]
     selection = select(request, spec)
-    solver_named(request.solver or spec.solver)
+    check_solver(request.solver or spec.solver, spec)
     if source is not None:
         device = pick_device(request.device)
         bundle = load_bundle(source, device, pick_dtype(request.dtype, device))
@@ -112,4 +112,6 @@ def prompt_warnings(request: GenerateRequest, config: RunConfig, bundle: Bundle)
         told.append(
             f"the negative prompt has no part at guidance {config.guidance:g}: raise --guidance above 1"
         )
+    if bundle.conditioner.sees_picture and config.image is None:
+        told.append(f"{bundle.spec.name} was trained to go on from a picture: add --image")
     return told

@@ -141,7 +141,7 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
         UntrainedMethodError: the model was not trained for it, and ``untrained`` is off.
     """
     method = spec.method(request.method, request.schedule, untrained=request.untrained)
-    timeline = _timeline(request, spec)
+    timeline = _timeline(request, spec, method)
     if request.embedded_guidance is not None and spec.embedded_guidance is None:
         raise InputError(
             f"embedded guidance {request.embedded_guidance:g}: {spec.name} takes none, its guidance is not "
@@ -150,25 +150,29 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
     given = request.image
     image = read_image(given) if isinstance(given, Path) else given
     size = _size(request, spec, None if image is None else (image.height, image.width))
+    grid = (size[0] // spec.spatial_stride, size[1] // spec.spatial_stride)
+    if spec.pyramid is not None:
+        spec.pyramid.check(request.steps or spec.steps, grid, spec.base_kernel)
     return Selection(
         method=method,
         timeline=timeline,
         plan=plan(timeline, method),
         size=size,
-        grid=(size[0] // spec.spatial_stride, size[1] // spec.spatial_stride),
+        grid=grid,
         picture=None if image is None else to_bucket(image, size),
     )
 
 
-def _timeline(request: GenerateRequest, spec: ModelSpec) -> Timeline:
-    known = () if request.image is None else (0,)
+def _timeline(request: GenerateRequest, spec: ModelSpec, method: Method) -> Timeline:
+    known, fps, stride = () if request.image is None else (0,), spec.fps, spec.temporal_stride
+    clip = spec.clip(method)
     if request.frames is not None:
-        timeline = Timeline(frames=request.frames, fps=spec.fps, stride=spec.temporal_stride, known=known)
+        timeline = Timeline(frames=request.frames, fps=fps, stride=stride, known=known, clip=clip)
         # One limit for both ways of asking; seconds state it in their own words.
-        Timeline.from_seconds(timeline.seconds, fps=spec.fps, stride=spec.temporal_stride)
+        Timeline.from_seconds(timeline.seconds, fps=fps, stride=stride)
     else:
         seconds = SECONDS if request.seconds is None else request.seconds
-        timeline = Timeline.from_seconds(seconds, fps=spec.fps, stride=spec.temporal_stride, known=known)
+        timeline = Timeline.from_seconds(seconds, fps=fps, stride=stride, known=known, clip=clip)
     return timeline
 
 

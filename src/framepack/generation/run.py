@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from framepack.generation.config import RunConfig
 from framepack.generation.decode import decode_frames, preview
 from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
 from framepack.generation.hashing import hash_file, hash_json
+from framepack.generation.held import as_held, held_latents
 from framepack.generation.maker import OnStep, SectionMaker, section_key, section_row
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
@@ -129,11 +130,18 @@ def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[S
     config, sections, conditioner = job.config, job.plan.sections, job.bundle.conditioner
     maker = SectionMaker(config, job.bundle, clock, job.picture)
     for frame, latent in job.known.items():
-        store.place(_known(config, store, frame, latent))
+        store.place(_known(config, store, frame, latent.clone))
+    held = job.bundle.spec.held_start
+    if held is not None and job.picture is not None:
+        size = job.method.section_size
+        for frame, make in held_latents(job.bundle.codec, job.picture, size, held, config.seed).items():
+            store.place(_known(config, store, frame, make))
     made: list[Stored] = []
     for planned in sections:
         begun = time.perf_counter()
         section = settle(planned, job.method, job.plan.timeline, store.fetch)
+        if held is not None and job.picture is not None:
+            section = as_held(section)
         edit = store.edits.get(section.index, Edit())
         key = section_key(config, section, edit, store, sees_picture=conditioner.sees_picture)
         stored = store.find(key)
@@ -202,11 +210,13 @@ def _is_finished(job: PreparedRun, store: RunStore) -> bool:
     return digest is not None and job.places.out.is_file() and hash_file(job.places.out) == digest
 
 
-def _known(config: RunConfig, store: RunStore, frame: int, latent: torch.Tensor) -> Stored:
+def _known(config: RunConfig, store: RunStore, frame: int, make: Callable[[], torch.Tensor]) -> Stored:
     """A given picture's latent, on disk like a section's: what is resumed sees the very same bytes."""
     made_by = [config.image, config.model_digest, config.device, config.dtype]
+    if frame < 0:  # as the model sees it: noised, and held for a section
+        made_by += [str(config.seed), str(config.method["section_size"])]
     key = hash_json({"known": frame, "by": made_by})
-    return store.find(key) or store.add(key, None, [frame], latent[:, None])
+    return store.find(key) or store.add(key, None, [frame], make()[:, None])
 
 
 def _write_video(

@@ -26,6 +26,7 @@ round. 480 x 832, the usual one, comes first."""
 CLASSES = {
     "HunyuanVideoTransformer3DModel": "hunyuan_video",
     "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
+    "HunyuanVideoTransformer3DModelPacked": "hunyuan_video",  # so the released FramePack weights name it
     "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
     "WanTransformer3DModel": "wan",
     "PackedWanTransformer3DModel": "wan",

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from framepack.errors import InputError, ModelError, UnknownNameError
-from framepack.models.families import spec_for
+from framepack.models.families import SECTION_SIZE, helios_spec, spec_for
 from framepack.models.hub import fetch, hub_id, revision_of
+from framepack.models.pyramid import pyramid_of
 from framepack.models.single_file import read_config
 from framepack.models.spec import BUNDLED, SPEC_FILE, ModelSpec
+from framepack.packing.schedule import HUNYUAN_BASE
 from framepack.planning.method import Method, named_method
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -29,6 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "wan": ("vae", "text_encoder", "tokenizer"),
 }
 """Folders beside the transformer that a family needs, by diffusers' names."""
+IMAGE_PARTS = ("image_encoder", "feature_extractor")
 OWN_PARTS = ("codec", "conditioner")
 """The same of a model whose codec and conditioner are framepack's own."""
 COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
@@ -39,14 +42,21 @@ COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "wan": (("Wan-AI/Wan2.1-T2V-14B-Diffusers", PARTS["wan"]),),
 }
 """Repositories that hold the parts which a family's released transformers come without."""
+HELIOS = "HeliosTransformer3DModel"
 PACKED = {
     "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
     "PackedWanTransformer3DModel": "wan",
     "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
-    "HeliosTransformer3DModel": "wan",
+    "HunyuanVideoTransformer3DModelPacked": "hunyuan_video",  # so the released FramePack weights name it
+    HELIOS: "wan",
 }
 """``_class_name`` of transformers with packing kernels, and their family."""
 BASES = ("HunyuanVideoTransformer3DModel", "WanTransformer3DModel")
+CONFIGS = (
+    *(SPEC_FILE, "config.json", "transformer/config.json"),
+    *("model_index.json", "scheduler/scheduler_config.json"),
+)
+"""Files of a repository that say what it is; nothing else is fetched before it is known to be of use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,9 @@ class Source:
         transformer: folder of the transformer, or a single file.
         layout: ``_class_name`` of the transformer as it lies there.
         parts: folders of the other parts found so far, by name.
+        needed: names of all that its family needs.
         searched: where to look for the missing ones, folders and hub ids.
+        repository: hub id with its commit, of which only `CONFIGS` are here so far.
         remarks: what had to be assumed, one line each, for the user.
     """
 
@@ -67,7 +79,9 @@ class Source:
     transformer: Path
     layout: str
     parts: dict[str, Path]
+    needed: tuple[str, ...]
     searched: tuple[str, ...] = ()
+    repository: str | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -76,30 +90,41 @@ class Source:
         return revision_of(self.transformer)
 
     def complete(self) -> Source:
-        """The same with every part its family needs, fetched from the hub where it must be.
+        """The same with its weights and every part it needs here, fetched from the hub where they must be.
 
         Raises:
             ModelError: a part that is nowhere to be found.
         """
-        if all(part in self.parts for part in OWN_PARTS):
-            return self
         parts = dict(self.parts)
+        if self.repository is not None:
+            folder = fetch(self.repository)
+            parts = _parts_in(folder, (*OWN_PARTS, *self.needed))
+        if not all(part in parts for part in OWN_PARTS):
+            parts = self._gathered(parts)
+        return replace(self, parts=parts, repository=None)
+
+    def _gathered(self, parts: dict[str, Path]) -> dict[str, Path]:
+        """``parts`` and those it lacks: from ``searched`` first, then from the family's companions."""
         for place in self.searched:
-            missing = [part for part in PARTS[self.spec.family] if part not in parts]
+            missing = [part for part in self.needed if part not in parts]
             if missing:
                 folder = Path(place) if Path(place).is_dir() else fetch(place, missing)
-                parts |= _parts_in(folder, missing)
-        missing = [part for part in PARTS[self.spec.family] if part not in parts]
+                parts = parts | _parts_in(folder, missing)
+        lacking = [part for part in self.needed if part not in parts]
+        told = (
+            f"model '{self.name}' has no {', '.join(lacking)}: add --parts with a folder or hub id that "
+            "holds them"
+        )
         for repository, held in COMPANIONS[self.spec.family]:
-            wanted = [part for part in missing if part in held]
+            wanted = [part for part in lacking if part in held]
             if wanted:
-                parts |= _parts_in(fetch(repository, wanted), wanted)
-        missing = [part for part in PARTS[self.spec.family] if part not in parts]
-        if missing:
-            raise ModelError(
-                f"model '{self.name}' has no {', '.join(missing)}: add --parts with a folder that holds them"
-            )
-        return replace(self, parts=parts)
+                try:
+                    parts = parts | _parts_in(fetch(repository, wanted), wanted)
+                except ModelError as error:
+                    raise ModelError(f"{told} ({error})") from error
+        if any(part not in parts for part in lacking):
+            raise ModelError(told)
+        return parts
 
 
 def resolve_model(name: str, parts: Sequence[str] = (), known: Sequence[str] = ()) -> Source:
@@ -128,10 +153,19 @@ def resolve_model(name: str, parts: Sequence[str] = (), known: Sequence[str] = (
         return _in_folder(name, path, tuple(parts))
     if path.is_file():
         return _in_file(name, path, tuple(parts))
+    if path.suffix == ".safetensors":
+        raise ModelError(f"'{name}' does not exist: check the path")
     if hub_id(name) is not None and not path.exists():
-        return _in_folder(name, fetch(name), tuple(parts))
+        return _on_hub(name, tuple(parts))
     choices = ["bundled", *known, "a model folder", "a .safetensors file", "a hub id (owner/name)"]
     raise UnknownNameError("model", name, choices)
+
+
+def _needed(family: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Parts of a family, without the image encoder for a transformer that takes no image tokens."""
+    if family == "hunyuan_video" and not config.get("has_image_proj"):
+        return tuple(part for part in PARTS[family] if part not in IMAGE_PARTS)
+    return PARTS[family]
 
 
 def _parts_in(folder: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -148,13 +182,15 @@ def _saved(name: str, folder: Path, searched: tuple[str, ...]) -> Source:
             f"'{name}' is of family {spec.family} by its {SPEC_FILE}, and its transformer is a {layout}: "
             "save the model again"
         )
-    parts = _parts_in(folder, (*OWN_PARTS, *PARTS[spec.family]))
+    needed = _needed(spec.family, config)
+    parts = _parts_in(folder, (*OWN_PARTS, *needed))
     return Source(
         name=name,
         spec=spec,
         transformer=folder / "transformer",
         layout=layout,
         parts=parts,
+        needed=needed,
         searched=searched,
     )
 
@@ -168,6 +204,20 @@ def _in_folder(name: str, folder: Path, searched: tuple[str, ...]) -> Source:
             f"'{name}' has neither {SPEC_FILE} nor a transformer with config.json: give a model folder"
         )
     return _released(name, _config(transformer), transformer, folder, searched)
+
+
+def _on_hub(name: str, searched: tuple[str, ...]) -> Source:
+    """A repository of the hub, held to the commit that its configurations were fetched from."""
+    folder = fetch(name, files=CONFIGS)
+    if not any((folder / file).is_file() for file in CONFIGS[:3]):
+        raise ModelError(
+            f"'{name}' on the hub has neither {SPEC_FILE} nor a transformer with config.json: "
+            "download the file that you mean, and give it in place of the repository"
+        )
+    found, commit = hub_id(name), revision_of(folder)
+    assert found is not None, name
+    source = _in_folder(name, folder, searched)
+    return replace(source, repository=name if commit is None else f"{found[0]}@{commit}")
 
 
 def _in_file(name: str, path: Path, searched: tuple[str, ...]) -> Source:
@@ -188,36 +238,58 @@ def _released(
         raise ModelError(f"'{name}' holds a {layout}: use one of {', '.join((*PACKED, *BASES))}")
     family = PACKED[layout]
     place = transformer if transformer.is_file() else folder
-    method, remarks = _trained_for(layout, config, place)
-    spec = spec_for(
-        family,
-        Path(name).name,
-        {"f1" if method.order == "f1" else "inverted": method},
-        latent_channels=config.get("in_channels", 16),
-        guidance_embeds=bool(config.get("guidance_embeds", family == "hunyuan_video")),
-    )
+    if layout == HELIOS:
+        spec, remarks = _helios(Path(name).name, config, folder)
+    else:
+        method, remarks = _trained_for(place)
+        spec = spec_for(
+            family,
+            Path(name).name,
+            {"f1" if method.order == "f1" else "inverted": method},
+            latent_channels=config.get("in_channels", 16),
+            guidance_embeds=bool(config.get("guidance_embeds", family == "hunyuan_video")),
+        )
     return Source(
         name=name,
         spec=spec,
         transformer=transformer,
         layout=layout,
-        parts=_parts_in(folder, PARTS[family]),
+        parts=_parts_in(folder, _needed(family, config)),
+        needed=_needed(family, config),
         searched=searched,
         remarks=remarks,
     )
 
 
-def _trained_for(layout: str, config: dict[str, Any], place: Path) -> tuple[Method, tuple[str, ...]]:
-    """The method of a released checkpoint, and what had to be assumed."""
-    if layout == "HeliosTransformer3DModel":
-        timestep = "zero" if config.get("zero_history_timestep", True) else "noisy"
-        return replace(named_method("f1"), history_timestep=timestep), ()
+def _helios(name: str, config: dict[str, Any], folder: Path) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The spec of one of the three Helios releases, and what had to be assumed."""
+    try:
+        time, height, width = config.get("patch_size", HUNYUAN_BASE)
+        base = (time, height, width)
+    except (TypeError, ValueError):
+        raise ModelError(
+            f"'{name}' has a patch size of {config['patch_size']!r}, three numbers are needed: fetch it again"
+        ) from None
+    timestep = "zero" if config.get("zero_history_timestep", True) else "noisy"
+    method = replace(named_method("f1", base, SECTION_SIZE), absent="zeros", history_timestep=timestep)
+    scheduler, pipeline = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
+    if not scheduler.is_file():
+        remark = f"'{name}' has no scheduler, which tells the three apart: it is taken for Helios-Base"
+        return helios_spec(name, method, base, None), (remark,)
+    found = pyramid_of(_read(scheduler), _read(pipeline) if pipeline.is_file() else None)
+    return helios_spec(name, method, base, found), ()
+
+
+def _trained_for(place: Path) -> tuple[Method, tuple[str, ...]]:
+    """The method of a released FramePack checkpoint, and what had to be assumed."""
     # FramePackI2V_HY and F1 are the same structure: only their names tell them apart.
-    words = re.split(r"[^a-z0-9]+", " ".join(place.absolute().parts[-4:]).lower())
-    if "f1" in words:
-        return named_method("f1"), ()
-    if "framepacki2v" in words:
-        return named_method("inverted"), ()
+    # Four, since a file of the hub's cache lies in models--OWNER--NAME/snapshots/COMMIT/.
+    for part in reversed(place.absolute().parts[-4:]):
+        words = re.split(r"[^a-z0-9]+", part.lower())
+        if "f1" in words:
+            return named_method("f1"), ()
+        if "framepacki2v" in words:
+            return named_method("inverted"), ()
     return named_method("inverted"), (
         f"'{place.name}' is taken for FramePackI2V_HY, which was trained for method inverted; "
         "for F1 weights add --method f1 --untrained, or put F1 into the name",
@@ -230,12 +302,18 @@ def _config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: absent, or not JSON.
     """
+    return _read(folder / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"'{folder}' has no config.json ({error.strerror}): give a model folder") from error
+        raise ModelError(
+            f"'{file.parent}' has no {file.name} ({error.strerror}): give a model folder"
+        ) from error
     except ValueError as error:
-        raise ModelError(f"'{folder / 'config.json'}' is not JSON ({error}): fetch it again") from error
+        raise ModelError(f"'{file}' is not JSON ({error}): fetch it again") from error
     if not isinstance(found, dict):
-        raise ModelError(f"'{folder / 'config.json'}' is not a configuration: fetch it again")
+        raise ModelError(f"'{file}' is not a configuration: fetch it again")
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from framepack.errors import InputError, ModelError, UnknownNameError, UntrainedMethodError
+from framepack.models.pyramid import Pyramid
 from framepack.packing.schedule import Kernel, PackingSchedule
 from framepack.planning import records
 from framepack.planning.method import METHODS, Method, method_from_spec
@@ -16,6 +17,7 @@ from framepack.planning.method import METHODS, Method, method_from_spec
 SPEC_FILE = "framepack.json"
 BUNDLED = Path(__file__).parent / "bundled"
 FAMILIES = ("wan", "hunyuan_video")
+DECODES = ("continuous", "section")
 MAX_KERNEL_VOLUME = 4096
 """Latent pixels to a token, 16 times those of the paper's coarsest kernel; its weights grow with them."""
 
@@ -47,6 +49,13 @@ class ModelSpec:
         steps, guidance: defaults of sampling. solver: a name of ``sampling.SOLVERS``.
         embedded_guidance: default scale of models with distilled guidance, else None.
         shift: a fixed flow shift; None for the balanced rule.
+        sigmas: the rule of its noise levels, a name of ``sampling.SIGMAS``.
+        decode: ``continuous``, all latents are one video for the codec; ``section``, those of each section
+            are one by themselves.
+        held_start: noise levels (low, high). A start picture is seen in the history as the last latent of a
+            section in which it is held, and both it and that are noised by a level between these; None
+            shows it as it is.
+        pyramid: the stages of models whose solver is ``pyramid``, else None.
 
     Raises:
         InputError: a value that no model can have, or values that do not go together.
@@ -67,10 +76,16 @@ class ModelSpec:
     solver: str
     shift: float | None
     embedded_guidance: float | None = None
+    sigmas: str = "flow"
+    decode: str = "continuous"
+    held_start: tuple[float, float] | None = None
+    pyramid: Pyramid | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise UnknownNameError("family", str(self.family), FAMILIES)
+        if self.decode not in DECODES:
+            raise UnknownNameError("decode", str(self.decode), DECODES)
         for what in ("latent_channels", "spatial_stride", "temporal_stride", "steps"):
             _whole(what, getattr(self, what))
         for what in ("fps", "guidance", "shift"):
@@ -89,6 +104,13 @@ class ModelSpec:
             for side in bucket:
                 if _whole("bucket", side) % self.spatial_stride:
                     raise InputError(f"bucket {bucket} must be of multiples of {self.spatial_stride}")
+        held = self.held_start
+        if held is not None and not (len(held) == 2 and 0 <= held[0] <= held[1] < 1):
+            raise InputError(f"held_start {held} must be two noise levels from 0 to below 1")
+        if (self.solver == "pyramid") != (self.pyramid is not None):
+            raise InputError(
+                f"solver '{self.solver}': it is 'pyramid' where there is a pyramid, and only there"
+            )
         if self.default_method not in self.methods:
             raise UnknownNameError("default_method", str(self.default_method), tuple(self.methods))
         for method in self.methods.values():
@@ -107,6 +129,10 @@ class ModelSpec:
                     f"kernel {kernel} of '{method}' has {math.prod(kernel):,} latent pixels to a token, "
                     f"above {MAX_KERNEL_VOLUME:,}: choose another schedule"
                 )
+
+    def clip(self, method: Method) -> int | None:
+        """Latent frames that the codec takes as a video of their own, see `Timeline`."""
+        return method.section_size if self.decode == "section" else None
 
     def method(self, wanted: str | None, schedule: str | None = None, *, untrained: bool = False) -> Method:
         """The method asked for by name or in the paper's notation, with its schedule replaced if given.
@@ -155,6 +181,10 @@ class ModelSpec:
             }
             data["base_kernel"] = tuple(data["base_kernel"])
             data["buckets"] = tuple(tuple(size) for size in data["buckets"])
+            if data.get("held_start") is not None:
+                data["held_start"] = tuple(data["held_start"])
+            if data.get("pyramid") is not None:
+                data["pyramid"] = Pyramid.from_json(records.mapping(data["pyramid"], "pyramid"))
             return cls(**data)
         except FileNotFoundError:
             raise ModelError(f"'{folder}' has no {SPEC_FILE}: give a folder saved by framepack") from None

@@ -7,7 +7,6 @@ noise - data.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -34,15 +33,6 @@ def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
 def make_sigmas(steps: int, shift: float) -> torch.Tensor:
     """``steps`` + 1 noise levels from 1 to 0, float64."""
     return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
-
-
-def section_sigmas(
-    steps: int, shift: float | None, target: Sequence[int], kernel: tuple[int, int, int]
-) -> torch.Tensor:
-    """``make_sigmas`` for a target of latent size (T, h, w), by the balanced rule where ``shift`` is None."""
-    if shift is None:
-        shift = balanced_shift(math.prod(-(-size // k) for size, k in zip(target, kernel, strict=True)))
-    return make_sigmas(steps, shift)
 
 
 def to_data(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from framepack.sampling.flow import MAX_MU, MAX_TOKENS, MIN_MU, MIN_TOKENS, shift_sigmas
 
 if TYPE_CHECKING:
+    from framepack.models.pyramid import Pyramid
     from framepack.sampling.solvers import Denoise, Solver
 
 HIGHEST_SIGMA = 0.999
@@ -32,14 +33,14 @@ def linear_mu(noisy_tokens: int) -> float:
     return MIN_MU + (MAX_MU - MIN_MU) / (MAX_TOKENS - MIN_TOKENS) * (noisy_tokens - MIN_TOKENS)
 
 
-def helios_sigmas(steps: int, noisy_tokens: int) -> torch.Tensor:
-    """``steps`` + 1 noise levels, float64: from 0.999 down to 0, then shifted by e^mu.
+def helios_sigmas(steps: int, noisy_tokens: int, shift: float | None = None) -> torch.Tensor:
+    """``steps`` + 1 noise levels, float64: from 0.999 down to 0, then shifted, by e^mu if ``shift`` is None.
 
     The two grids differ from ``flow.make_sigmas`` by up to 0.001 before the shift; the shifts agree below
     8,800 tokens, where e^mu passes 7.
     """
     grid = torch.linspace(HIGHEST_SIGMA, 0, steps + 1, dtype=torch.float64)
-    return shift_sigmas(grid, math.exp(linear_mu(noisy_tokens)))
+    return shift_sigmas(grid, math.exp(linear_mu(noisy_tokens)) if shift is None else shift)
 
 
 def unipc2(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -56,6 +57,19 @@ def unipc2(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Ten
     return x
 
 
+def scheduler_of(pyramid: Pyramid) -> Any:
+    """diffusers' scheduler of a pyramid."""
+    from diffusers import HeliosDMDScheduler, HeliosScheduler
+
+    return (HeliosDMDScheduler if pyramid.distilled else HeliosScheduler)(
+        stages=pyramid.stages,
+        stage_range=list(pyramid.stage_range),
+        gamma=pyramid.gamma,
+        use_dynamic_shifting=pyramid.time_shift is not None,
+        time_shift_type=pyramid.time_shift or "exponential",
+    )
+
+
 def pyramid(
     scheduler: Any,
     *,
@@ -70,7 +84,7 @@ def pyramid(
             several stages; its own noise levels are used. The steps are shared out equally; twice as many
             are what Helios calls an amplified first chunk.
         patch: the base kernel, in whose blocks the noise between stages is correlated.
-        zero_steps: at the beginning, steps for which the flow is taken as zero, unasked.
+        zero_steps: at the beginning, steps of the first stage for which the flow is taken as zero, unasked.
         generator: of the noise between stages; None takes one seeded with the section's own noise.
 
     The steps must be a multiple of the stages, and h and w of 2^(stages - 1) patches.
@@ -92,7 +106,7 @@ def pyramid(
             step = _stepper(scheduler, x)
             for i, t in enumerate(scheduler.timesteps):
                 index = stage * steps + i
-                if index < zero_steps:
+                if stage == 0 and i < zero_steps:
                     flow = torch.zeros_like(x)
                 else:
                     # Helios truncates timesteps; at 0 the flow could not be told from the data.

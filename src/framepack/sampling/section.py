@@ -15,6 +15,7 @@ from framepack.models.attention import attention_for
 from framepack.packing.context import PackedContext
 from framepack.planning.method import Method
 from framepack.sampling.flow import to_data
+from framepack.sampling.guidance import Guide, classifier_free
 from framepack.sampling.solvers import Solver
 
 
@@ -52,6 +53,7 @@ def sample_section(
     guidance: float,
     sigmas: torch.Tensor,
     solver: Solver,
+    guide: Guide = classifier_free,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> torch.Tensor:
     """Denoise the target frames.
@@ -61,8 +63,8 @@ def sample_section(
         positions: time index of each target frame (T,).
         context: already on the model's device and dtype.
         prompt, negative: what steers it; ``negative`` is read only where guidance is not 1.
-        guidance: classifier-free guidance scale (Ho and Salimans 2022); 1 means none and one call a step.
-        sigmas: noise levels, see ``make_sigmas``.
+        guidance: scale of guidance; 1 means none and one call a step. guide: its rule.
+        sigmas: noise levels, see ``section_sigmas``.
         on_step: told (finished steps, all steps) after each step; an exception from it ends the section.
 
     Returns:
@@ -83,7 +85,7 @@ def sample_section(
                 output = model(noisy.to(dtype), timestep, conditioning, positions, seen)
             data += to_data(output.float(), noisy, sigma, prediction).chunk(copies)
         on_step(index + 1, steps)
-        return data[0] if len(data) == 1 else data[1] + guidance * (data[0] - data[1])
+        return data[0] if len(data) == 1 else guide(data[0], data[1], x, sigma, guidance)
 
     return solver(denoise, noise, sigmas)
 

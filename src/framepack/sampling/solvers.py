@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import torch
 
-from framepack.errors import UnknownNameError
-from framepack.sampling.helios import unipc2
+from framepack.errors import InputError, UnknownNameError
+from framepack.models.spec import ModelSpec
+from framepack.sampling.helios import pyramid, scheduler_of, unipc2
 
 Denoise = Callable[[torch.Tensor, float, int], torch.Tensor]
 Solver = Callable[[Denoise, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -66,3 +67,25 @@ def solver_named(name: str) -> Solver:
     if name not in SOLVERS:
         raise UnknownNameError("solver", name, list(SOLVERS))
     return SOLVERS[name]
+
+
+def check_solver(name: str, spec: ModelSpec) -> None:
+    """See that a model can be solved so.
+
+    Raises:
+        UnknownNameError: no such solver. InputError: a model sampled in a pyramid has its own alone.
+    """
+    if spec.pyramid is None:
+        solver_named(name)
+    elif name != spec.solver:
+        raise InputError(f"solver '{name}': {spec.name} is sampled in a pyramid, leave the solver out")
+
+
+def solver_of(name: str, spec: ModelSpec, guidance: float) -> Solver:
+    """The solver of a model's sections; errors as of `check_solver`."""
+    check_solver(name, spec)
+    if spec.pyramid is None:
+        return solver_named(name)
+    # Without guidance there is no CFG-Zero*, and so none of its steps that go nowhere.
+    zero_steps = spec.pyramid.zero_steps if guidance != 1.0 else 0
+    return pyramid(scheduler_of(spec.pyramid), patch=spec.base_kernel, zero_steps=zero_steps)

@@ -14,7 +14,7 @@ from framepack.packing.context import pack
 from framepack.packing.schedule import Kernel
 from framepack.planning.planners import Plan
 from framepack.planning.sections import Section
-from framepack.sampling.flow import section_sigmas
+from framepack.sampling.grids import section_sigmas
 from framepack.sampling.section import Model, context_timestep, sample_section
 from framepack.sampling.solvers import solver_named
 
