@@ -112,7 +112,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     console.print()
     for row in rows:
         console.print(f"[bold]{row['name']:8}[/] {row['schedule']}", soft_wrap=True)
-    console.print("[dim]* published size, no weights here: for framepack plan, or made from a base by framepack adopt[/]")
+    console.print("[dim]* published size, no weights here: to plan for, or to make with framepack adopt[/]")
 
 
 def _short(count: int) -> str:
