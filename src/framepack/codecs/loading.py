@@ -8,6 +8,7 @@ and damaged files are found by their headers before anything large is read.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ def check_weights(folder: Path) -> None:
             ) from error
 
 
-def load_module(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
+def load_module(kind: Any, folder: Path, dtype: torch.dtype | str, also: Sequence[str] = ()) -> Any:
     """A model of class ``kind``, of diffusers or transformers, on the CPU and for inference.
 
     Args:
         dtype: of its weights; for transformers ``"auto"`` is that of the folder.
+        also: other names of that class, which a folder may state.
 
     Raises:
         ModelError: the folder is of another class, or its weights are damaged or do not fill the model.
@@ -83,7 +85,7 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype | str) -> Any:
     transformers_config = getattr(kind, "config_class", None)
     wanted = transformers_config.model_type if transformers_config else kind.__name__
     found = class_of(folder)
-    if found != wanted:
+    if found not in (wanted, *also):
         raise ModelError(f"'{folder}' holds a {found}, not a {wanted}: give a folder of that class")
     check_weights(folder)
     from transformers.utils import logging

@@ -32,6 +32,8 @@ from framepack.models.spec import ModelSpec
 SAMPLED, SAMPLES = 256 * 2**20, 64
 """Of a file above so many bytes, so many blocks go into the digest: hashing 26 GB takes minutes."""
 BLOCK = 2**20
+ALIGNMENT = 64
+"""Bytes, of PyTorch's own memory on CPUs."""
 NO_LORAS = digest(())
 
 
@@ -251,7 +253,8 @@ def _load_framepack(source: Source, dtype: torch.dtype) -> Any:
     if source.transformer.is_file():
         base = load_framepack(source.transformer, dtype)
     else:
-        base = load_module(HunyuanVideoFramepackTransformer3DModel, source.transformer, dtype)
+        kind = HunyuanVideoFramepackTransformer3DModel
+        base = load_module(kind, source.transformer, dtype, also=(source.layout,))
     return PackedHunyuanVideoTransformer3DModel.adopt(base, ())
 
 
@@ -260,10 +263,23 @@ _LAYOUTS: dict[str, Callable[[Source, torch.dtype], Any]] = {
     "HeliosTransformer3DModel": _load_helios,
     "PackedHunyuanVideoTransformer3DModel": _load_hunyuan_video,
     "HunyuanVideoFramepackTransformer3DModel": _load_framepack,
+    "HunyuanVideoTransformer3DModelPacked": _load_framepack,
 }
+
+_VAES = {"wan": "AutoencoderKLWan", "hunyuan_video": "AutoencoderKLHunyuanVideo"}
 
 
 def _conditioner(source: Source, device: torch.device) -> Any:
+    """The family's conditioner. Its encoders are loaded when a run has begun, so they are looked at here.
+
+    Raises:
+        ModelError: weights of an encoder that are missing, pickled or cut short.
+    """
+    from framepack.codecs.loading import check_weights
+
+    for part, folder in source.parts.items():
+        if "encoder" in part:
+            check_weights(folder)
     if source.spec.family == "wan":
         from framepack.conditioning.wan import WanConditioner
 
@@ -272,6 +288,17 @@ def _conditioner(source: Source, device: torch.device) -> Any:
     from framepack.conditioning.hunyuan_video import HunyuanVideoConditioner
 
     return HunyuanVideoConditioner(source.parts, device)
+
+
+def _align(module: torch.nn.Module) -> None:
+    """Move weights that a mapped file has at odd addresses to where PyTorch itself would have put them.
+
+    Sums on a CPU round by the address of what is summed: without this, a model saved again, under a header
+    of another length, would differ in its last digits.
+    """
+    for parameter in module.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: Any) -> None:
@@ -293,9 +320,17 @@ def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: An
         ("temporal_stride", spec.temporal_stride, "the codec's", codec.temporal_stride),
         ("the transformer's text width", text, "the conditioner's", width),
     ]
+    if spec.family == "hunyuan_video":
+        pooled, image = config.pooled_projection_dim, config.image_proj_dim if config.has_image_proj else None
+        facts += [
+            ("the transformer's pooled width", pooled, "the conditioner's", conditioner.pooled_width),
+            ("the transformer's image width", image, "the conditioner's", conditioner.image_width),
+        ]
     for name, stated, whose, found in facts:
         if stated != found:
-            raise ModelError(f"{spec.name}: {name} is {stated}, {whose} is {found}: save the model again")
+            raise ModelError(
+                f"{spec.name}: {name} is {stated}, {whose} is {found}: give the parts that belong together"
+            )
 
 
 def load_bundle(
@@ -323,10 +358,16 @@ def load_bundle(
         codec, conditioner = (load_part(part, source.parts[part]) for part in OWN_PARTS)
         codec, conditioner = codec.to(device), conditioner.to(device, dtype)
     else:
+        from framepack.codecs.loading import class_of
         from framepack.codecs.video_vae import load_codec
 
-        codec, conditioner = load_codec(source.parts["vae"], device), _conditioner(source, device)
+        vae, wanted = source.parts["vae"], _VAES[source.spec.family]
+        if class_of(vae) != wanted:
+            raise ModelError(f"'{vae}' holds a {class_of(vae)}, not a {wanted}: give the family's own VAE")
+        codec, conditioner = load_codec(vae, device), _conditioner(source, device)
     transformer = load_transformer(source, dtype).to(device)
+    if device.type == "cpu":
+        _align(transformer)
     check_parts(source.spec, transformer, codec, conditioner)
     return Bundle(
         spec=source.spec,

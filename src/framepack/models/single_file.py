@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.")
 SCALES = (".scale_weight", ".weight_scale")
-"""What follows the name of a layer whose fp8 weight has been divided by a number of its own."""
+"""What follows the name of a layer whose fp8 weight has been divided by numbers of its own."""
+IGNORED = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+"""Ends of names that say how to compute in fp8, which is not done here."""
 _ROPE = (1 / 8, 7 / 16, 7 / 16)
 """Shares of the head dimension that HunyuanVideo's rotary axes have."""
 
@@ -65,17 +67,18 @@ def load_state(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     _header(path)
-    state = {_bare(name): tensor for name, tensor in load_file(path).items()}
+    state = {_bare(name): tensor for name, tensor in load_file(path).items() if not name.endswith(IGNORED)}
     for suffix in SCALES:
         for name in [name for name in state if name.endswith(suffix)]:
             scale = state.pop(name)
             weight = f"{name.removesuffix(suffix)}.weight"
             if weight in state:
-                state[weight] = state[weight].to(scale.dtype) * scale
+                # One number, or one for each output row.
+                rows = scale.reshape(-1, *[1] * (state[weight].dim() - 1))
+                state[weight] = state[weight].to(scale.dtype) * rows
     for name in list(state):
         if state[name].is_floating_point():
             state[name] = state[name].to(dtype)
-    state.pop("scaled_fp8", None)
     return _to_diffusers(state)
 
 
@@ -93,7 +96,8 @@ def _header(path: Path) -> Shapes:
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())  # no mapping: it cannot be iterated itself
-            return {_bare(name): tuple(file.get_slice(name).get_shape()) for name in names}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return {_bare(name): shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"'{path}' is not a whole safetensors file ({str(error).splitlines()[0]}): fetch it again; "
@@ -110,7 +114,17 @@ def _to_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return state
     from diffusers.loaders.single_file_utils import convert_hunyuan_video_transformer_to_diffusers
 
-    return convert_hunyuan_video_transformer_to_diffusers(state)
+    # diffusers splits these at the released width only, so they are split before.
+    width = state["img_in.proj.weight"].shape[0]
+    split = {}
+    for name in [name for name in state if ".linear1." in name and name.startswith("single_blocks.")]:
+        block, kind = name.removeprefix("single_blocks.").split(".linear1.")
+        fused = state.pop(name)
+        layers = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        pieces = fused.split([width, width, width, len(fused) - 3 * width])
+        for layer, piece in zip(layers, pieces, strict=True):
+            split[f"single_transformer_blocks.{block}.{layer}.{kind}"] = piece
+    return convert_hunyuan_video_transformer_to_diffusers(state) | split
 
 
 def _diffusers_shapes(shapes: Shapes, path: Path) -> Shapes:
@@ -119,9 +133,7 @@ def _diffusers_shapes(shapes: Shapes, path: Path) -> Shapes:
     import torch
 
     state = {
-        name: torch.empty(shape, device="meta")
-        for name, shape in shapes.items()
-        if not name.endswith(SCALES) and name != "scaled_fp8"
+        name: torch.empty(shape, device="meta") for name, shape in shapes.items() if not name.endswith(SCALES)
     }
     try:
         return {name: tuple(tensor.shape) for name, tensor in _to_diffusers(state).items()}
