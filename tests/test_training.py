@@ -182,7 +182,8 @@ def test_batches_show_the_planned_frames_of_their_clips(config, codec_folder, tm
     build_cache(tmp_path, codec, config.cache)
     cache = LatentCache(tmp_path, config.cache)
     _, conditioner = build_modules(config, 4)
-    objective = replace(config.objective, history_noise=0.0, drop_prompt=0.0, drop_word=0.0)
+    clean = replace(config.objective.corruption, noise=0.0)
+    objective = replace(config.objective, corruption=clean, drop_prompt=0.0, drop_word=0.0)
     rng = np.random.default_rng(3)
     draw = draw_section(rng, config.draw, trained_methods(config), 20)
     while not draw.section.context or draw.section.past[0] is None:

@@ -18,6 +18,7 @@ from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.models.bundle import Bundle
 from framepack.packing.context import LevelPlan, pack
+from framepack.packing.discretisation import discretized
 from framepack.planning.method import Method
 from framepack.planning.sections import Section
 from framepack.sampling.grids import section_sigmas
@@ -84,6 +85,7 @@ class SectionMaker:
         """
         config, model, spec = self.config, self.bundle.transformer, self.bundle.spec
         pyramid, kernel = spec.pyramid, spec.base_kernel
+        method = Method.from_json(config.method)
         steps = config.steps if pyramid is None else pyramid.steps_of(section.index, config.steps)
         with self.clock("pack"):
             noise = self._noise(section, edit)
@@ -92,9 +94,13 @@ class SectionMaker:
                 store.fetch,
                 noise,
                 aligned=model.config.aligned,
-                timestep=context_timestep(Method.from_json(config.method)),
+                timestep=context_timestep(method),
                 tail=lambda level: tail_latents(section, level, store),
-            ).to(self.device, self.dtype)
+            )
+            if method.discretized:
+                assert self.bundle.codebook is not None, str(method)
+                context = discretized(context, section, self.bundle.codebook.centroids)
+            context = context.to(self.device, self.dtype)
             prompt = self._encode(config.prompt if edit.prompt is None else edit.prompt)
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
         with self.clock("sample"):

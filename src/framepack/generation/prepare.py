@@ -12,8 +12,9 @@ from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
 from framepack.generation.run import PreparedRun
 from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.codebook import check_codebook
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
-from framepack.models.source import resolve_model
+from framepack.models.source import CODEBOOK, resolve_model
 from framepack.sampling.solvers import check_solver
 
 LOW_PSNR = 25.0
@@ -37,9 +38,13 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     selection = select(request, spec)
     check_solver(request.solver or spec.solver, spec)
     if source is not None:
+        # Of a model that is still on the hub the parts are unknown.
+        held = source.repository is not None or CODEBOOK in source.parts
+        check_codebook(selection.method, spec.name, present=held)
         device = pick_device(request.device)
         bundle = load_bundle(source, device, pick_dtype(request.dtype, device))
     assert bundle is not None
+    check_codebook(selection.method, spec.name, present=bundle.codebook is not None)
     config = resolve(request, selection, bundle)
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)

@@ -6,6 +6,7 @@ A folder saved from one holds
     transformer/       diffusers folder of the packed transformer
     codec/             and conditioner/, of models whose codec and conditioner are framepack's own, or
     vae/ ...           the family's parts under diffusers' names
+    codebook/          codewords, where history is discretised
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.embeds import Conditioner
 from framepack.conditioning.words import WordConditioner
 from framepack.errors import InputError, ModelError
+from framepack.models.codebook import Codebook, load_codebook
 from framepack.models.lora import Lora, digest
-from framepack.models.source import OWN_PARTS, Source, resolve_model
+from framepack.models.source import CODEBOOK, OWN_PARTS, Source, resolve_model
 from framepack.models.spec import ModelSpec
 
 SAMPLED, SAMPLES = 256 * 2**20, 64
@@ -71,6 +73,7 @@ class Bundle:
         digest: tells its weights and configurations from all others.
         parts: folders that the codec and the conditioner were made from, copied when the model is saved;
             empty where both are modules of framepack's own.
+        codebook: codewords of discretised history, of models that have them.
         loras: those that the transformer acts with. lora_digest: of their files and weights.
         execution: where the transformer computes if its weights lie elsewhere until they are needed.
     """
@@ -84,6 +87,7 @@ class Bundle:
     loras: tuple[Lora, ...] = ()
     lora_digest: str = NO_LORAS
     execution: torch.device | None = None
+    codebook: Codebook | None = None
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +103,8 @@ class Bundle:
                 copy_folder(place, draft / part)
             for part in () if self.parts else OWN_PARTS:
                 getattr(self, part).save_pretrained(draft / part)
+            if self.codebook is not None:
+                self.codebook.save_pretrained(draft / CODEBOOK)
             self.spec.save(draft)
 
         replace_files(folder, write)
@@ -333,6 +339,35 @@ def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: An
             )
 
 
+def load_companions(
+    source: Source, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """The codec and the conditioner of a model that is complete, without its transformer.
+
+    Args:
+        dtype: as in ``load_bundle``; of a conditioner of framepack's own.
+
+    Raises:
+        ModelError: a part that cannot be read, or a codec of another family.
+    """
+    if OWN_PARTS[0] in source.parts:
+        codec = load_part("codec", source.parts["codec"])
+        return codec.to(device), load_part("conditioner", source.parts["conditioner"], dtype).to(device)
+    from framepack.codecs.loading import class_of
+    from framepack.codecs.video_vae import load_codec
+
+    vae, wanted = source.parts["vae"], _VAES[source.spec.family]
+    if class_of(vae) != wanted:
+        raise ModelError(f"'{vae}' holds a {class_of(vae)}, not a {wanted}: give the family's own VAE")
+    return load_codec(vae, device), _conditioner(source, device)
+
+
+def _lent(source: Source) -> dict[str, Path]:
+    """What a model's codec and conditioner were made from, where they are not framepack's own."""
+    own = OWN_PARTS[0] in source.parts
+    return {} if own else {part: place for part, place in source.parts.items() if part != CODEBOOK}
+
+
 def load_bundle(
     model: str | Source,
     device: str | torch.device = "cpu",
@@ -352,28 +387,23 @@ def load_bundle(
     """
     source = (resolve_model(model, parts) if isinstance(model, str) else model).complete()
     device = torch.device(device)
-    own = OWN_PARTS[0] in source.parts
-    codec: Any
-    if own:
-        codec, conditioner = (load_part(part, source.parts[part]) for part in OWN_PARTS)
-        codec, conditioner = codec.to(device), conditioner.to(device, dtype)
-    else:
-        from framepack.codecs.loading import class_of
-        from framepack.codecs.video_vae import load_codec
-
-        vae, wanted = source.parts["vae"], _VAES[source.spec.family]
-        if class_of(vae) != wanted:
-            raise ModelError(f"'{vae}' holds a {class_of(vae)}, not a {wanted}: give the family's own VAE")
-        codec, conditioner = load_codec(vae, device), _conditioner(source, device)
+    codec, conditioner = load_companions(source, device, dtype)
     transformer = load_transformer(source, dtype).to(device)
     if device.type == "cpu":
         _align(transformer)
     check_parts(source.spec, transformer, codec, conditioner)
+    codebook = load_codebook(source.parts[CODEBOOK]) if CODEBOOK in source.parts else None
+    if codebook is not None and codebook.config.channels != source.spec.latent_channels:
+        raise ModelError(
+            f"{source.spec.name}: its codebook is of {codebook.config.channels} channels, its latents have "
+            f"{source.spec.latent_channels}: give the parts that belong together"
+        )
     return Bundle(
         spec=source.spec,
         transformer=transformer,
         codec=codec,
         conditioner=conditioner,
         digest=digest_of(source),
-        parts={} if own else source.parts,
+        parts=_lent(source),
+        codebook=codebook,
     )

@@ -34,6 +34,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 IMAGE_PARTS = ("image_encoder", "feature_extractor")
 OWN_PARTS = ("codec", "conditioner")
 """The same of a model whose codec and conditioner are framepack's own."""
+CODEBOOK = "codebook"
+"""Beside them in the folder of a model that discretises its history."""
 COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "hunyuan_video": (
         ("hunyuanvideo-community/HunyuanVideo", PARTS["hunyuan_video"][:5]),
@@ -98,7 +100,7 @@ class Source:
         parts = dict(self.parts)
         if self.repository is not None:
             folder = fetch(self.repository)
-            parts = _parts_in(folder, (*OWN_PARTS, *self.needed))
+            parts = _parts_in(folder, (*OWN_PARTS, CODEBOOK, *self.needed))
         if not all(part in parts for part in OWN_PARTS):
             parts = self._gathered(parts)
         return replace(self, parts=parts, repository=None)
@@ -183,7 +185,7 @@ def _saved(name: str, folder: Path, searched: tuple[str, ...]) -> Source:
             "save the model again"
         )
     needed = _needed(spec.family, config)
-    parts = _parts_in(folder, (*OWN_PARTS, *needed))
+    parts = _parts_in(folder, (*OWN_PARTS, CODEBOOK, *needed))
     return Source(
         name=name,
         spec=spec,

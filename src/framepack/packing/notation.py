@@ -2,7 +2,7 @@
 
 ``f16k4`` is a level of 16 latent frames at kernel k4; ``k4`` is short for ``k4h8w8``, the kernel
 (4, 8, 8). ``g9`` generates 9 latent frames, ``x`` skips any number of frames (also none), ``td``,
-``ta`` and ``tc`` name the tail policy, ``+D`` says that history was discretised in training. Tokens may
+``ta`` and ``tc`` name the tail policy, ``+D`` says that history is discretised. Tokens may
 be joined by one ``_`` or by nothing; their order is the order in time.
 """
 

@@ -69,7 +69,7 @@ class Method:
     max_gap: under ``gap``, the most missing frames kept between two present ones; None keeps all.
     history_timestep: context frames share the timestep of the noisy ones, or have timestep 0.
     importance: how history frames are ranked.
-    discretized: the history was discretised in training (``+D``).
+    discretized: history is shown in few codewords (``+D``), see ``packing.discretisation``.
 
     Raises:
         InputError: values that do not go together.

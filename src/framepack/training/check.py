@@ -149,6 +149,7 @@ def make_videos(
                 solver=spec.solver,
                 device=model.device,
                 dtype=model.dtype,
+                centroids=None if bundle.codebook is None else bundle.codebook.centroids.cpu(),
             )
             videos += [to_uint8(video).cpu().numpy() for video in codec.decode(latents)]
             on_batch(len(videos))

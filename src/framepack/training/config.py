@@ -8,6 +8,7 @@ from framepack.data.latents import CacheConfig
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.errors import InputError
 from framepack.packing.schedule import Kernel
+from framepack.training.corruption import CorruptionConfig, RolloutConfig
 from framepack.training.draw import DrawConfig
 
 
@@ -41,20 +42,19 @@ class ObjectiveConfig:
         shift: flow shift of logit-normal noise levels.
         floor: the loss weight is 1 / max(sigma, floor)^2.
         drop_prompt, drop_word: shares of prompts and of single words left out.
-        history_noise: largest noise on the context, in channel standard deviations; half of the samples
-            have none.
+        corruption: of the history, by noise. rollout: samples whose history the model made itself.
     """
 
     shift: float = 2.5
     floor: float = 0.2
     drop_prompt: float = 0.1
     drop_word: float = 0.07
-    history_noise: float = 0.15
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
         check(self, POSITIVE, "shift", "floor")
         check(self, SHARE, "drop_prompt", "drop_word")
-        check(self, AMOUNT, "history_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class TrainConfig:
         section_size: S of every method drawn.
         save_every, sheet_every, log_every: in steps.
         init: a model to start from, by name or folder; it must be of size ``network``.
+        codewords: K of the codebook that all methods discretise their history by (``+D``); None: none.
 
     Raises:
         InputError: a value that no training could have.
@@ -99,10 +100,13 @@ class TrainConfig:
     log_every: int = 10
     device: str = "auto"
     init: str | None = None
+    codewords: int | None = None
 
     def __post_init__(self) -> None:
         check(self, COUNT, "section_size", "steps", "processes", "draws", "micro", "warmup")
         check(self, COUNT, "save_every", "sheet_every", "log_every")
+        if self.codewords is not None:
+            check(self, COUNT, "codewords")
         check(self, POSITIVE, "fps", "rate", "decay", "clip")
         check(self, AMOUNT, "weight_decay", "max_gap", "seed")
         check(self, SHARE, "decay", "ema")

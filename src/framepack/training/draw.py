@@ -75,12 +75,16 @@ class DrawConfig:
 
 @dataclass(frozen=True)
 class Draw:
-    """A section, the method it is of by name and by value, and how many frames its clip must have."""
+    """A section, the method it is of by name and by value, and how many frames its clip must have.
+
+    ``before``: the sections of the same plan that are made earlier, in their order.
+    """
 
     name: str
     method: Method
     section: Section
     frames: int
+    before: tuple[Section, ...] = ()
 
 
 def draw_section(
@@ -98,7 +102,7 @@ def draw_section(
         sections = _sections(timeline, methods[name])
         if len(sections):
             index = 0 if rng.random() < config.first else int(rng.integers(len(sections)))
-            return Draw(name, methods[name], sections[index], timeline.frames)
+            return Draw(name, methods[name], sections[index], timeline.frames, sections[:index])
 
 
 def _draw_timeline(rng: np.random.Generator, config: DrawConfig, size: int, clip_frames: int) -> Timeline:

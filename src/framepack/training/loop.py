@@ -17,8 +17,11 @@ from framepack.data.latents import LatentCache, build_cache, claim_cache
 from framepack.errors import InputError
 from framepack.models.attention import ExplicitAttention
 from framepack.models.bundle import load_part, pick_device
+from framepack.models.codebook import Codebook, load_codebook
 from framepack.training.check import sample_sheet
+from framepack.training.codebook import fit_codebook, pixels_of
 from framepack.training.config import TrainConfig
+from framepack.training.corruption import own_history
 from framepack.training.draw import draw_section
 from framepack.training.log import Log
 from framepack.training.machine import cores
@@ -67,12 +70,25 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
         if config.processes > 1:
             dist.barrier()
         cache = LatentCache(out / "cache", config.cache, device)
+        if config.codewords is not None:
+            if rank == 0:
+                claim_codebook(out / "codebook", config.codewords, cache, config.seed)
+            if config.processes > 1:
+                dist.barrier()
         take_steps(rank, out, config, codec, cache, bars.task("training"))
 
 
 def device_of(config: TrainConfig) -> torch.device:
     """Where training runs: several processes share the cores of a CPU."""
     return torch.device("cpu") if config.processes > 1 else pick_device(config.device)
+
+
+def claim_codebook(folder: Path, size: int, cache: LatentCache, seed: int) -> None:
+    """Fit the codebook of a run and save it, if it is not there."""
+    if not folder.exists():
+        draft = folder.with_name(f".{folder.name}.part")
+        Codebook.of(fit_codebook(pixels_of(cache, size, seed), size, seed)).save_pretrained(draft)
+        draft.rename(folder)
 
 
 def take_steps(
@@ -92,7 +108,9 @@ def take_steps(
     state = out / "state.safetensors"
     done = masters.load(state) if state.exists() else 0
     log = Log(out / "metrics.jsonl", done, rank=rank)
-    methods, channel_std = trained_methods(config), cache.channel_std()
+    methods, channel_std, objective = trained_methods(config), cache.channel_std(), config.objective
+    codebook = None if config.codewords is None else load_codebook(out / "codebook")
+    centroids = None if codebook is None else codebook.centroids.to(cache.device)
     # On CPUs the probabilities are kept and the fused kernel is left alone.
     attention = ExplicitAttention if cache.device.type == "cpu" else contextlib.nullcontext
     for step in range(done, config.steps):
@@ -100,9 +118,31 @@ def take_steps(
         for turn in range(config.draws):
             rng = np.random.default_rng([config.seed, step, rank, turn])
             draw = draw_section(rng, config.draw, methods, config.cache.frames)
-            batch = make_batch(rng, draw, config.micro, cache, conditioner, config.objective, channel_std)
+            own = None
+            if objective.rollout.share and rng.random() < objective.rollout.share:
+                own = own_history(
+                    rng,
+                    model,
+                    objective.rollout,
+                    shift=objective.shift,
+                    base_kernel=config.network.base_kernel,
+                    device=cache.device,
+                    dtype=model.patch_embedding.weight.dtype,
+                    centroids=centroids,
+                )
+            batch = make_batch(
+                rng,
+                draw,
+                config.micro,
+                cache,
+                conditioner,
+                objective,
+                channel_std,
+                make_history=own,
+                centroids=centroids,
+            )
             with attention():
-                loss = loss_of(rng, batch, model, conditioner, config.objective) / config.draws
+                loss = loss_of(rng, batch, model, conditioner, objective) / config.draws
             loss.backward()
             losses.append(loss.detach())
         log.add(torch.stack(losses).sum(), masters.step(rate_scale(step, config), config.clip))
@@ -114,7 +154,7 @@ def take_steps(
         if saved or told:
             log.write(finished)
         if rank == 0 and (saved or drawn):
-            bundle = averaged(config, codec, model, conditioner, masters)
+            bundle = averaged(config, codec, model, conditioner, masters, codebook)
             if saved:
                 # The state last: whoever finds a step in it finds its model too.
                 bundle.save(out / "model")

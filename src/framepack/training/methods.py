@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from framepack.planning.method import Method, named_method
 from framepack.training.config import TrainConfig
 
@@ -10,6 +12,9 @@ def trained_methods(config: TrainConfig) -> dict[str, Method]:
     """Every drawn method, on the model's own base kernel, gaps clamped to what the clips can show."""
     base, size = config.network.base_kernel, config.section_size
     return {
-        name: named_method(name, base=base, section_size=size, max_gap=config.max_gap)
+        name: replace(
+            named_method(name, base=base, section_size=size, max_gap=config.max_gap),
+            discretized=config.codewords is not None,
+        )
         for name in config.draw.taught
     }

@@ -13,6 +13,7 @@ from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import codec_digest
 from framepack.errors import InputError
 from framepack.models.bundle import Bundle, load_bundle
+from framepack.models.codebook import Codebook
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.training.config import TrainConfig
@@ -127,6 +128,7 @@ def averaged(
     model: PackedWanTransformer3DModel,
     conditioner: WordConditioner,
     masters: Masters,
+    codebook: Codebook | None = None,
 ) -> Bundle:
     """The averaged weights as a model for ``framepack generate``, where training is; bfloat16."""
     transformer, words = copy.deepcopy(model), copy.deepcopy(conditioner)
@@ -136,4 +138,6 @@ def averaged(
             parameter.data = masters.average[f"{prefix}.{name}"].bfloat16()
         module.eval().requires_grad_(False)
     spec = spec_of(config, codec)
-    return Bundle(spec=spec, transformer=transformer, codec=codec, conditioner=words, digest="")
+    return Bundle(
+        spec=spec, transformer=transformer, codec=codec, conditioner=words, digest="", codebook=codebook
+    )

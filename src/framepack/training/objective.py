@@ -16,9 +16,12 @@ from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import LatentCache, send
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import PackedContext, pack
+from framepack.packing.discretisation import discretized
+from framepack.planning.sections import Section
 from framepack.sampling.flow import shift_sigmas, to_data
 from framepack.sampling.section import context_timestep
 from framepack.training.config import ObjectiveConfig
+from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from
 from framepack.training.draw import Draw
 
 
@@ -40,12 +43,16 @@ def make_batch(
     conditioner: WordConditioner,
     config: ObjectiveConfig,
     channel_std: torch.Tensor,
+    *,
+    make_history: MakeHistory | None = None,
+    centroids: torch.Tensor | None = None,
 ) -> Batch:
     """Lay one section over ``size`` random clips, each from a random offset.
 
-    The context is corrupted as a generator's own history would be: noise in proportion to each
-    channel's spread (``channel_std`` (C,), on the cache's device), of a random strength for half of the
-    samples.
+    Args:
+        channel_std: (C,), on the cache's device, for noise in proportion to it.
+        make_history: makes frames of the history that real latents would fill; they get no noise.
+        centroids: (K, C), on the cache's device, for methods with discretised history.
     """
     section, device = draw.section, cache.device
     clips = cache.draw(rng, size)
@@ -55,21 +62,29 @@ def make_batch(
         return cache.latents(clips, [[o + f for f in frames] for o in offsets])
 
     target = read(section.frames)
-    seen = {f for level in section.context for f in level.present}
-    seen |= {f for f in (*section.past, *section.future) if f is not None}
-    order = sorted(seen)
-    column = {frame: i for i, frame in enumerate(order)}
+    order = needed(section)
     history = read(order) if order else target[:, :, :0]
-    strength = rng.uniform(0, config.history_noise, size) * (rng.random(size) < 0.5)
-    spread = send(torch.as_tensor(strength, dtype=torch.float32), device)[:, None] * channel_std
-    noise = torch.randn(history.shape, generator=_generator(rng, device), device=device)
-    history = history + noise * spread[:, :, None, None, None]
+    history = corrupt(rng, history, config.corruption, channel_std)
+    # A list of indices would have to travel to a GPU, and be waited for.
+    held = dict(zip(order, history.unbind(2), strict=True))
+    if make_history is not None:
+
+        def prompts(made: Section) -> Conditioning:
+            words = [
+                cache.scene(clip).words(offset + made.frames[0], offset + made.frames[-1] + 1)
+                for clip, offset in zip(clips, offsets, strict=True)
+            ]
+            rows = torch.tensor([conditioner.rows_of(w) for w in words])
+            return Conditioning(prompt=conditioner(send(rows, device)))
+
+        held |= make_history(draw, read, prompts)
 
     def fetch(frames: Sequence[int]) -> torch.Tensor:
-        # A list of indices would have to travel to a GPU, and be waited for.
-        return torch.stack([history[:, :, column[f]] for f in frames], dim=2)
+        return torch.stack([held[f] for f in frames], dim=2)
 
     context = pack(section, fetch, target, aligned=True, timestep=context_timestep(draw.method))
+    if draw.method.discretized:
+        context = discretized(context, section, centroids)
 
     first, last = section.frames[0], section.frames[-1]
     rows = []
@@ -92,7 +107,7 @@ def loss_of(
     """Weighted squared error of the predicted clean latent, logit-normal noise levels with a flow shift."""
     target, dtype = batch.target, model.patch_embedding.weight.dtype
     device = target.device
-    generator = _generator(rng, device)
+    generator = noise_from(rng, device)
     sigma = torch.sigmoid(torch.randn(len(target), generator=generator, device=device))
     sigma = shift_sigmas(sigma, config.shift)
     noise = torch.randn(target.shape, generator=generator, device=device)
@@ -104,8 +119,3 @@ def loss_of(
     data = to_data(output.float(), noisy, level, model.config.prediction)
     weight = 1 / level.clamp(min=config.floor) ** 2
     return (weight * (data - target) ** 2).mean()
-
-
-def _generator(rng: np.random.Generator, device: torch.device) -> torch.Generator:
-    """Of noise on ``device``: drawn elsewhere it would have to be waited for."""
-    return torch.Generator(device).manual_seed(int(rng.integers(2**31)))
