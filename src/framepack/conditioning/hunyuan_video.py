@@ -188,20 +188,29 @@ class HunyuanVideoConditioner:
         """Image tokens (1, I, E) of a picture."""
         key = picture_key(picture)
         if key not in self._images:
-            folder = self.parts["feature_extractor"]
-            try:
-                # Pillow's resampling, so that machines with and without torchvision agree.
-                extractor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                reason = str(error).splitlines()[0]
-                raise ModelError(
-                    f"'{folder}' has no image processor that can be read ({reason}): download it again"
-                ) from error
-            pixels = extractor(images=picture.convert("RGB"), return_tensors="pt").pixel_values
-
-            def look(siglip: Any) -> torch.Tensor:
-                states = siglip(pixels.to(self.device, siglip.dtype)).last_hidden_state
-                return finite(states, self.parts["image_encoder"])
-
-            remember(self._images, key, self._run(SiglipVisionModel, "image_encoder", look))
+            remember(self._images, key, self.look([picture]))
         return self._images[key]
+
+    def look(self, pictures: Sequence[Image]) -> torch.Tensor:
+        """Image tokens (B, I, E) of several pictures, for which the encoder is loaded once.
+
+        Raises:
+            ModelError: an encoder or an image processor that cannot be loaded.
+        """
+        folder = self.parts["feature_extractor"]
+        try:
+            # Pillow's resampling, so that machines with and without torchvision agree.
+            extractor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"'{folder}' has no image processor that can be read ({reason}): download it again"
+            ) from error
+        pixels = [extractor(images=p.convert("RGB"), return_tensors="pt").pixel_values for p in pictures]
+
+        def see(siglip: Any) -> torch.Tensor:
+            # One by one, so that a picture has the same tokens in any company.
+            states = [siglip(each.to(self.device, siglip.dtype)).last_hidden_state for each in pixels]
+            return finite(torch.cat(states), self.parts["image_encoder"])
+
+        return self._run(SiglipVisionModel, "image_encoder", see)

@@ -15,11 +15,12 @@ from framepack.models.pyramid import Pyramid
 from framepack.models.spec import FAMILIES, ModelSpec
 from framepack.packing.schedule import HUNYUAN_BASE, Kernel
 from framepack.planning.method import Method, named_method
+from framepack.video.buckets import bucket_set
 
 SECTION_SIZE = 9
 
-_LANDSCAPE = ((480, 832), (416, 960), (448, 864), (512, 768), (544, 704), (576, 672), (608, 640))
-BUCKETS = _LANDSCAPE + tuple((width, height) for height, width in _LANDSCAPE)
+USUAL = (480, 832)
+BUCKETS = tuple(sorted(bucket_set(480 * 832), key=lambda size: (size[0] > size[1], set(size) != set(USUAL))))
 """The released "640" set, height x width in px: multiples of 32 with the area of about 640 x 640, each way
 round. 480 x 832, the usual one, comes first."""
 
