@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from framepack.cli import main
 from framepack.generation.hashing import section_seed
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
 from framepack.models.source import resolve_model
+from framepack.planning.method import named_method
+from framepack.planning.planners import plan
+from framepack.planning.timeline import Timeline
 from framepack.sampling.flow import balanced_shift
 from framepack.video.io import read_video
 from tiny_framepack import CHANNELS, framepack_transformer, picture, save_parts, save_released
@@ -190,6 +194,22 @@ def test_frames_asked_for_are_frames_made(theirs, pipe) -> None:
         assert len(ours(pipe, 91, method=method, num_inference_steps=1, output_type="np")) == 91
 
 
+def test_table_of_frames_in_the_documents() -> None:
+    """What `test_frames_asked_for_are_frames_made` saw in two cases, for all that the page tells."""
+    page = (Path(__file__).parent.parent / "docs" / "hunyuan-video.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([\d +]+) \| (\d+) \| (\d+) \|$", page, re.M)
+    assert len(rows) == 5
+    for asked, sections, made, by_diffusers in rows:
+        timeline = Timeline(frames=int(asked), fps=30, stride=4, known=(0,))
+        planned = plan(timeline, named_method("f1")).sections
+        assert [len(section.frames) for section in planned] == [int(n) for n in sections.split(" + ")]
+        assert int(made) == int(asked)
+        assert int(by_diffusers) == 1 + SECTION * -(-int(asked) // 33)
+    section = plan(Timeline(frames=301, fps=30, stride=4, known=(0,)), named_method("inverted"))
+    for count in (9 * 30 * 52, section.context_tokens((60, 104), "history", "tail"), 30 * 52):
+        assert f"{count:,}" in page
+
+
 def test_arguments_that_diffusers_leaves_aside(theirs) -> None:
     forward, backward = theirs("vanilla", 33), theirs("inverted_anti_drifting", 33)
     assert torch.equal(theirs("vanilla", 33, prompt_2=NEGATIVE), forward)
@@ -292,6 +312,40 @@ def test_weights_named_f1_are_run_as_f1(models, generate, tmp_path) -> None:
     told = generate("--model", folder, "--parts", models / "parts", "--out", "v.mp4")
     method = read_video(Path("v.mp4")).metadata["config"]["method"]
     assert (method["order"], told["frames"]) == ("f1", 21)
+
+
+def test_a_lora_of_a_trainer_acts_for_one_call(models, tmp_path) -> None:
+    pipe, ask = load(models / "whole"), {"num_inference_steps": 1}
+    layer, width = "lora_unet_double_blocks_0_img_attn_qkv", 64
+    generator = torch.Generator().manual_seed(1)
+    save_file(
+        {
+            f"{layer}.lora_down.weight": torch.randn(2, width, generator=generator),
+            f"{layer}.lora_up.weight": torch.randn(3 * width, 2, generator=generator),
+            f"{layer}.alpha": torch.tensor(2.0),
+        },
+        tmp_path / "lora.safetensors",
+    )
+    base = ours(pipe, 5, **ask)
+    acted = ours(pipe, 5, loras=[f"{tmp_path / 'lora.safetensors'}:0.8"], **ask)
+    assert (acted - base).abs().max() > 1e-2
+    assert torch.equal(ours(pipe, 5, **ask), base)
+
+
+def test_in_bfloat16_and_with_weights_kept_in_float8(models) -> None:
+    folder = models / "whole"
+    pipe = FramePackPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, device="cpu")
+    ask = {"num_inference_steps": 1, "method": "f1"}
+    exact, rounded = ours(load(folder), 5, **ask), ours(pipe, 5, **ask)
+    assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() < 0.1
+    pipe.enable_layerwise_casting()
+    pipe.enable_vae_tiling()
+    state = pipe.transformer.state_dict()
+    assert state["transformer_blocks.0.attn.to_q.weight"].dtype == torch.float8_e4m3fn
+    assert state["packing_kernels.projections.k4h8w8.weight"].dtype == torch.bfloat16
+    coarse = ours(pipe, 5, **ask)
+    assert 0 < (coarse - rounded).abs().max() < 0.5
+    assert len(ours(pipe, 5, output_type="np", **ask)) == 5
 
 
 def test_an_adopted_base_needs_no_image_encoder(models, tmp_path) -> None:
