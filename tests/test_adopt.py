@@ -510,7 +510,7 @@ def shorten_index(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "transformer" / "config.json").unlink(), "no transformer/config.json"),
-    "config is no json": (lambda f: (f / "transformer" / "config.json").write_text("{"), "no JSON"),
+    "config is no json": (lambda f: (f / "transformer" / "config.json").write_text("{"), "is not JSON"),
     "unknown class": (
         lambda f: edit_config(f, _class_name="FluxTransformer2DModel"),
         "FluxTransformer2DModel",

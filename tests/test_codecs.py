@@ -235,6 +235,6 @@ def test_folders_of_something_else(broken, folders):
         in refusal(broken)
     )
     config.write_text("{")
-    assert "config.json' cannot be read" in refusal(broken)
+    assert "config.json' is not JSON" in refusal(broken)
     with pytest.raises(ModelError, match="holds a AutoencoderKLHunyuanVideo, not a AutoencoderKLWan"):
         load_module(AutoencoderKLWan, folders / "hunyuan", torch.float32)

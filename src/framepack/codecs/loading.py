@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from framepack.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG_FILE = "config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -31,8 +33,10 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"'{path}' is missing: download the model again, or check the path") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"'{path}' cannot be read ({_first_line(error)}): download it again") from error
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read ({error.strerror}): download it again") from error
+    except ValueError as error:
+        raise ModelError(f"'{path}' is not JSON ({_first_line(error)}): download it again") from error
     if not isinstance(found, dict):
         raise ModelError(f"'{path}' must hold a JSON object: download it again")
     return found
@@ -64,7 +68,7 @@ def check_weights(folder: Path) -> None:
         raise ModelError(f"'{folder}' has no weights{found}: give a folder with *.safetensors")
     for file in sorted(files):
         try:
-            with safe_open(file, framework="pt"):
+            with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framepack.codecs.loading import CONFIG_FILE, read_json
 from framepack.errors import ModelError
 from framepack.models.families import CLASSES
 from framepack.models.hunyuan_video import RELEASED_KERNELS, PackedHunyuanVideoTransformer3DModel
-from framepack.models.shards import read_json
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.schedule import Kernel
 
@@ -70,7 +70,7 @@ def read_base(base: Path) -> Base:
         raise ModelError(
             f"base '{base}' has no {'transformer/' if root else ''}config.json: give a diffusers folder"
         )
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / CONFIG_FILE)
     class_name = str(raw.get("_class_name"))
     if class_name not in CLASSES:
         raise ModelError(f"base '{base}' is of class {class_name}: only {', '.join(CLASSES)} can be adopted")

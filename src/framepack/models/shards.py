@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from framepack.codecs.loading import PICKLES, read_json
 from framepack.errors import ModelError
 
 NAME = "diffusion_pytorch_model"
@@ -65,23 +66,6 @@ class Meter:
 # Reading ---------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ModelError: absent, or none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"'{path}' cannot be read ({error.strerror}): fetch it again") from error
-    except ValueError as error:
-        raise ModelError(f"'{path}' is no JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"'{path}' holds no JSON object: fetch it again")
-    return found
-
-
 def find_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a diffusers folder, one file or sharded, in the order of files, from their headers.
 
@@ -125,7 +109,7 @@ def _only_file(folder: Path) -> Path:
             f"'{folder}' has {len(files)} {SUFFIX} files and no {INDEX_NAME}: fetch that too, or leave one"
         )
     if not files:
-        pickled = any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in folder.iterdir())
+        pickled = any(path.suffix in PICKLES for path in folder.iterdir())
         why = (
             "holds pickled weights only, which can run code when they are read"
             if pickled

@@ -7,13 +7,13 @@ diffusers lays it out: the transformer at its root or in ``transformer/``.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from framepack.codecs.loading import CONFIG_FILE, read_json
 from framepack.errors import InputError, ModelError, UnknownNameError
 from framepack.models.families import SECTION_SIZE, helios_spec, spec_for
 from framepack.models.hub import fetch, hub_id, revision_of
@@ -177,7 +177,7 @@ def _parts_in(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 def _saved(name: str, folder: Path, searched: tuple[str, ...]) -> Source:
     """A folder written by framepack."""
     spec = ModelSpec.load(folder)
-    config = _config(folder / "transformer")
+    config = read_json(folder / "transformer" / CONFIG_FILE)
     layout = str(config.get("_class_name"))
     if PACKED.get(layout) != spec.family:
         raise ModelError(
@@ -205,7 +205,7 @@ def _in_folder(name: str, folder: Path, searched: tuple[str, ...]) -> Source:
         raise ModelError(
             f"'{name}' has neither {SPEC_FILE} nor a transformer with config.json: give a model folder"
         )
-    return _released(name, _config(transformer), transformer, folder, searched)
+    return _released(name, read_json(transformer / CONFIG_FILE), transformer, folder, searched)
 
 
 def _on_hub(name: str, searched: tuple[str, ...]) -> Source:
@@ -278,7 +278,7 @@ def _helios(name: str, config: dict[str, Any], folder: Path) -> tuple[ModelSpec,
     if not scheduler.is_file():
         remark = f"'{name}' has no scheduler, which tells the three apart: it is taken for Helios-Base"
         return helios_spec(name, method, base, None), (remark,)
-    found = pyramid_of(_read(scheduler), _read(pipeline) if pipeline.is_file() else None)
+    found = pyramid_of(read_json(scheduler), read_json(pipeline) if pipeline.is_file() else None)
     return helios_spec(name, method, base, found), ()
 
 
@@ -296,26 +296,3 @@ def _trained_for(place: Path) -> tuple[Method, tuple[str, ...]]:
         f"'{place.name}' is taken for FramePackI2V_HY, which was trained for method inverted; "
         "for F1 weights add --method f1 --untrained, or put F1 into the name",
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """config.json of a part.
-
-    Raises:
-        ModelError: absent, or not JSON.
-    """
-    return _read(folder / "config.json")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"'{file.parent}' has no {file.name} ({error.strerror}): give a model folder"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"'{file}' is not JSON ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"'{file}' is not a configuration: fetch it again")
-    return found
