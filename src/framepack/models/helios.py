@@ -121,6 +121,7 @@ def to_helios_config(config: Mapping[str, Any], *, zero_history_timestep: bool) 
         ("context_kernels", kernels, terms),
         ("aligned", config["aligned"], False),
         ("prediction", config["prediction"], "flow"),
+        ("isolated_history", config.get("isolated_history", False), False),
         ("image_dim", config["image_dim"], None),
         ("added_kv_proj_dim", config["added_kv_proj_dim"], None),
     ]

@@ -19,7 +19,12 @@ from torch import nn
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError, ModelError
-from framepack.packing.context import EMPTY, PackedContext
+from framepack.models.history_attention import (
+    IsolatedHunyuanVideoAttnProcessor,
+    SplitPhases,
+    check_isolated,
+)
+from framepack.packing.context import EMPTY, Memory, PackedContext
 from framepack.packing.kernels import PatchKernels, kernel_name, pad_to_kernel
 from framepack.packing.rope import phases
 from framepack.packing.schedule import Kernel
@@ -40,6 +45,7 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         latent_channels: C, the channels of a clean latent.
         aligned: the target's input carries ``PackedContext.aligned`` behind the noisy channels.
         prediction: what the output is: ``flow`` (noise minus data).
+        isolated_history: history attends to history only, and needs a timestep of 0; see ``isolate``.
         Others as in ``diffusers.HunyuanVideoTransformer3DModel``.
     """
 
@@ -78,6 +84,7 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         latent_channels: int = 16,
         aligned: bool = False,
         prediction: str = "flow",
+        isolated_history: bool = False,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -103,6 +110,8 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
             FramepackClipVisionProjection(image_proj_dim, width) if has_image_proj else None
         )
         self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
+        if isolated_history:
+            self.isolate()
 
     # Adoption --------------------------------------------------------------------------------------
 
@@ -168,6 +177,23 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
             self.packing_kernels.add(fresh, self.x_embedder.proj)
             self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
 
+    def isolate(self) -> None:
+        """Have history attend to history only from now on: a model must be trained so, or trained on.
+
+        What it computes of the history is then the same in every step of a section, and computed once.
+
+        Raises:
+            ModelError: blocks that cannot give the context a timestep of 0.
+        """
+        if self.config.image_condition_type != "token_replace":
+            raise ModelError(
+                "isolated history needs a timestep of 0, which these blocks cannot give it: adopt the base "
+                "with history timestep 'zero'"
+            )
+        self.register_to_config(isolated_history=True)
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+            block.attn.set_processor(IsolatedHunyuanVideoAttnProcessor())
+
     # Inference -------------------------------------------------------------------------------------
 
     def forward(
@@ -204,33 +230,62 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         base: Kernel = (self.config.patch_size_t, size, size)
         padded = pad_to_kernel(hidden_states, base)
 
-        tokens = [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
-        tokens.append(self.x_embedder(padded))
-        x = torch.cat(tokens, dim=1)
-        noisy = tokens[-1].shape[1]
-        history = x.shape[1] - noisy
-        rotary = self._phases(positions, (h, w), base, context, x.device)
-
-        temb, history_temb = self._time(timestep, conditioning, context if history else EMPTY, x.dtype)
+        x = self.x_embedder(padded)
+        noisy = x.shape[1]
+        turns = self._phases(positions, (h, w), base, context, x.device)
+        memory = None
+        if self.config.isolated_history and context.levels:
+            check_isolated(context)
+            memory = context.memory
+        times = self._time(timestep, conditioning, context if context.levels else EMPTY, x.dtype)
         text, text_mask = self._text(timestep, conditioning)
-        mask = None
-        if text_mask is not None:
-            latents = text_mask.new_ones(len(text_mask), x.shape[1])
-            mask = torch.cat([latents, text_mask], dim=1)[:, None, None]
+        if memory is None:
+            x = torch.cat([*self._history(context), x], dim=1)
+        else:
+            if not memory.held:
+                history = torch.cat(self._history(context), dim=1)
+                # The blocks want text tokens, which history does not see.
+                self._run(history, text, None, times, (turns[0][:-noisy], turns[1][:-noisy]), 0, memory)
+            turns = (turns[0][-noisy:], turns[1][-noisy:])
+        x = self._run(x, text, text_mask, times, turns, noisy, memory)
 
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-            # Plain blocks leave the last two aside.
-            inputs = (x, text, temb, mask, rotary, history_temb, history)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x, text = self._gradient_checkpointing_func(block, *inputs)
-            else:
-                x, text = block(*inputs)
-
+        temb, _ = times
         x = self.proj_out(self.norm_out(x[:, -noisy:], temb))
         counts = [length // k for length, k in zip(padded.shape[2:], base, strict=True)]
         x = x.unflatten(2, (-1, *base)).unflatten(1, counts)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return x[:, :, :frames, :h, :w]
+
+    def _history(self, context: PackedContext) -> list[torch.Tensor]:
+        """Tokens (B, n, D) of each level."""
+        return [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        times: tuple[torch.Tensor, torch.Tensor],
+        turns: tuple[torch.Tensor, torch.Tensor],
+        noisy: int,
+        memory: Memory | None,
+    ) -> torch.Tensor:
+        """Latent tokens (B, n, D) through the blocks, the last ``noisy`` of them at the noisy timestep."""
+        history = x.shape[1] - noisy
+        mask = None
+        if text_mask is not None:
+            remembered = next(iter(memory.held.values()))[0].shape[1] if memory is not None else 0
+            latents = text_mask.new_ones(len(text_mask), remembered + x.shape[1])
+            mask = torch.cat([latents, text_mask], dim=1)[:, None, None]
+        rotary = SplitPhases(*turns, noisy, memory) if self.config.isolated_history else turns
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+            # Plain blocks leave the last two aside.
+            inputs = (x, text, times[0], mask, rotary, times[1], history)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x, text = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x, text = block(*inputs)
+        return x
 
     def _phases(
         self,

@@ -18,11 +18,13 @@ from framepack.conditioning.embeds import Conditioning
 from framepack.errors import ModelError
 from framepack.models.history_attention import (
     GuidedCrossAttnProcessor,
+    HistoryAttnProcessor,
     SplitPhases,
     SplitPrompt,
     amplify_history,
+    check_isolated,
 )
-from framepack.packing.context import EMPTY, PackedContext
+from framepack.packing.context import EMPTY, Memory, PackedContext
 from framepack.packing.kernels import PatchKernels, pad_to_kernel
 from framepack.packing.rope import axis_dims, phases
 from framepack.packing.schedule import Kernel
@@ -38,6 +40,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         prediction: what the output is: ``flow`` (noise minus data) or ``sample`` (the clean latent).
         guided_cross_attention: only the noisy tokens attend to the prompt.
         history_scale: the keys of history are scaled in self-attention: ``scalar``, ``per_head`` or None.
+        isolated_history: history attends to history only, and needs a timestep of 0; see ``isolate``.
         Others as in ``diffusers.WanTransformer3DModel``.
     """
 
@@ -73,6 +76,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         prediction: str = "flow",
         guided_cross_attention: bool = False,
         history_scale: str | None = None,
+        isolated_history: bool = False,
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -146,9 +150,19 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         return model.train(base.training)
 
     def _guide(self) -> None:
-        if self.config.guided_cross_attention:
-            for block in self.blocks:
+        for block in self.blocks:
+            if self.config.guided_cross_attention:
                 block.attn2.set_processor(GuidedCrossAttnProcessor())
+            if self.config.isolated_history:
+                block.attn1.set_processor(HistoryAttnProcessor(isolated=True))
+
+    def isolate(self) -> None:
+        """Have history attend to history only from now on: a model must be trained so, or trained on.
+
+        What it computes of the history is then the same in every step of a section, and computed once.
+        """
+        self.register_to_config(isolated_history=True)
+        self._guide()
 
     def add_kernels(self, kernels: Iterable[Kernel]) -> None:
         """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
@@ -176,6 +190,9 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
 
         Returns:
             (B, C, T, h, w); ``config.prediction`` says of what.
+
+        Raises:
+            InputError: isolated history with the timestep of the noisy frames.
         """
         frames, h, w = hidden_states.shape[2:]
         if positions is None:
@@ -186,13 +203,52 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         base: Kernel = tuple(self.config.patch_size)
         padded = pad_to_kernel(hidden_states, base)
 
-        tokens = [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
-        tokens.append(self.patch_embedding(padded).flatten(2).transpose(1, 2))
-        noisy = tokens[-1].shape[1]
-        x = torch.cat(tokens, dim=1).contiguous()
+        x = self.patch_embedding(padded).flatten(2).transpose(1, 2)
+        noisy = x.shape[1]
         turns = self._phases(positions, (h, w), base, context, x.device)
-
+        memory = None
+        if self.config.isolated_history and context.levels:
+            check_isolated(context)
+            memory = context.memory
+        if memory is None:
+            x = torch.cat([*self._history(context), x], dim=1).contiguous()
+        else:
+            if not memory.held:
+                history = torch.cat(self._history(context), dim=1).contiguous()
+                past = tuple(part[:, :-noisy] for part in turns)
+                self._run(history, torch.zeros_like(timestep), conditioning, past, 0, memory)
+            turns = (turns[0][:, -noisy:], turns[1][:, -noisy:])
         timestep = self._timesteps(timestep, x.shape[1], noisy, context)
+        x, temb = self._run(x, timestep, conditioning, turns, noisy, memory)
+
+        x = x[:, -noisy:]
+        if timestep.ndim == 2:
+            table = self.scale_shift_table.unsqueeze(0).to(temb.device) + temb[:, -noisy:].unsqueeze(2)
+            shift, scale = (part.squeeze(2) for part in table.chunk(2, dim=2))
+        else:
+            shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
+        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
+        x = self.proj_out(x)
+
+        counts = [size // k for size, k in zip(padded.shape[2:], base, strict=True)]
+        x = x.unflatten(2, (*base, -1)).unflatten(1, counts)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return x[:, :, :frames, :h, :w]
+
+    def _history(self, context: PackedContext) -> list[torch.Tensor]:
+        """Tokens (B, n, D) of each level."""
+        return [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Conditioning,
+        turns: tuple[torch.Tensor, ...],
+        noisy: int,
+        memory: Memory | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, n, D) through the blocks, and the embedding of the timesteps, (B,) or (B, n)."""
         per_token = timestep.ndim == 2
         temb, timestep_proj, prompt, image = self.condition_embedder(
             timestep.flatten(),
@@ -205,28 +261,15 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
             prompt = torch.concat([image, prompt], dim=1)
         if self.config.guided_cross_attention:
             prompt = SplitPrompt(prompt, noisy)
-        scaled = self.config.history_scale is not None
-        rotary = SplitPhases(*turns, noisy) if scaled else turns
+        split = self.config.history_scale is not None or self.config.isolated_history
+        rotary = SplitPhases(turns[0], turns[1], noisy, memory) if split else turns
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, prompt, timestep_proj, rotary)
             else:
                 x = block(x, prompt, timestep_proj, rotary)
-
-        x = x[:, -noisy:]
-        if per_token:
-            table = self.scale_shift_table.unsqueeze(0).to(temb.device) + temb[:, -noisy:].unsqueeze(2)
-            shift, scale = (part.squeeze(2) for part in table.chunk(2, dim=2))
-        else:
-            shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
-        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
-        x = self.proj_out(x)
-
-        counts = [size // k for size, k in zip(padded.shape[2:], base, strict=True)]
-        x = x.unflatten(2, (*base, -1)).unflatten(1, counts)
-        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        return x[:, :, :frames, :h, :w]
+        return x, temb
 
     def _phases(
         self,

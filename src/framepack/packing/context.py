@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, N frames of one level, T target frames, h w 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -68,17 +68,33 @@ class ContextTensors:
     pool: Kernel = (1, 1, 1)
 
 
+class Memory:
+    """What a model with isolated history keeps of one context between its calls; the first one fills it.
+
+    held: keys and values of the history (B, n, heads, d) by attention module.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
 @dataclass(frozen=True)
 class PackedContext:
     """All levels, far to near; ``timestep`` None gives history the timestep of the noisy frames.
 
     aligned: (B, 2C + 2, T, h, w), the nearest known frame on the past and on the future side of
     every target frame, and for each whether it exists.
+    memory: for calls that share context, conditioning and batch; see ``remembering``.
     """
 
     levels: tuple[ContextTensors, ...] = ()
     aligned: torch.Tensor | None = None
     timestep: float | None = None
+    memory: Memory | None = None
+
+    def remembering(self) -> PackedContext:
+        """The same context with a memory that is empty."""
+        return replace(self, memory=Memory())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PackedContext:
         levels = tuple(

@@ -14,7 +14,10 @@ from framepack.training.draw import DrawConfig
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Size of the packed transformer: ``heads`` x ``head_dim`` is its width."""
+    """Size of the packed transformer: ``heads`` x ``head_dim`` is its width.
+
+    isolated_history: history attends to history only, at a timestep of 0 in every method.
+    """
 
     heads: int
     head_dim: int
@@ -24,6 +27,7 @@ class NetworkConfig:
     kernels: tuple[Kernel, ...]
     prompt_width: int
     prompt_length: int
+    isolated_history: bool = False
 
     def __post_init__(self) -> None:
         check(self, COUNT, "heads", "head_dim", "layers", "ffn", "prompt_width", "prompt_length")

@@ -15,6 +15,7 @@ def trained_methods(config: TrainConfig) -> dict[str, Method]:
         name: replace(
             named_method(name, base=base, section_size=size, max_gap=config.max_gap),
             discretized=config.codewords is not None,
+            history_timestep="zero" if config.network.isolated_history else "noisy",
         )
         for name in config.draw.taught
     }

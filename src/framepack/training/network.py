@@ -12,7 +12,8 @@ from framepack.conditioning.lexicon import VOCABULARY
 from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import codec_digest
 from framepack.errors import InputError
-from framepack.models.bundle import Bundle, load_bundle
+from framepack.models.bundle import Bundle
+from framepack.models.loading import load_bundle
 from framepack.models.codebook import Codebook
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
@@ -25,6 +26,8 @@ def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransfor
     """A base with random weights, adopted, and a conditioner; or both from ``config.init``."""
     if config.init is not None:
         start, _, words = _start(config.init)
+        if config.network.isolated_history:
+            start.transformer.isolate()
         return start.transformer.requires_grad_(True), words.requires_grad_(True)
     torch.manual_seed(config.seed)
     net = config.network
@@ -41,7 +44,10 @@ def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransfor
         rope_max_seq_len=64,
     )
     conditioner = WordConditioner(words=VOCABULARY, width=net.prompt_width, length=net.prompt_length)
-    return PackedWanTransformer3DModel.adopt(base, net.kernels, prediction="sample"), conditioner
+    model = PackedWanTransformer3DModel.adopt(base, net.kernels, prediction="sample")
+    if net.isolated_history:
+        model.isolate()
+    return model, conditioner
 
 
 def _start(init: str) -> tuple[Bundle, FrameAutoencoder, WordConditioner]:
@@ -92,6 +98,7 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
         "kernels": tuple(tuple(kernel) for kernel in model.context_kernels),
         "prompt_width": words.width,
         "prompt_length": words.length,
+        "isolated_history": model.isolated_history or net.isolated_history,
     }
     differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
     if differing:
