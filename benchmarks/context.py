@@ -21,7 +21,9 @@ from rich.console import Console
 from framepack.errors import InputError
 from framepack.generation.request import GenerateRequest, select
 from framepack.metrics.bootstrap import bootstrap
-from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.bundle import Bundle
+from framepack.models.device import pick_device, pick_dtype
+from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.packing.notation import MAX_FRAMES
 from framepack.packing.schedule import Kernel, Level, PackingSchedule

@@ -21,7 +21,9 @@ from framepack.generation.decode import to_uint8
 from framepack.metrics.bootstrap import Interval, bootstrap
 from framepack.metrics.drift import SHARE, Drift, drift
 from framepack.metrics.quality import QUALITIES
-from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.bundle import Bundle
+from framepack.models.device import pick_device, pick_dtype
+from framepack.models.loading import load_bundle
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
 from framepack.training.check import HELD_OUT, Pair, make_videos

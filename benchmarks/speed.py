@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 
 from framepack.generation.request import GenerateRequest, select
-from framepack.models.bundle import load_bundle, pick_device
+from framepack.models.device import pick_device
+from framepack.models.loading import load_bundle
 from shared.report import Report, Table, carry_out, machine
 from shared.runs import RunCost, measure
 

@@ -25,8 +25,8 @@ from framepack.cli import main
 from framepack.errors import FramePackError, ModelError, UnknownNameError
 from framepack.models import hub
 from framepack.models.base import read_base
-from framepack.models.bundle import load_bundle, load_transformer
 from framepack.models.hunyuan_video import RELEASED_KERNELS, convert_state_dict
+from framepack.models.loading import load_bundle, load_transformer
 from framepack.models.single_file import load_state, read_config
 from framepack.models.source import CONFIGS, PARTS, resolve_model
 from tiny import save_tiny

@@ -11,7 +11,7 @@ from framepack.cli.plan import find_spec
 from framepack.errors import InputError, ModelError, NotationError, UnknownNameError
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
-from framepack.models.bundle import pick_device
+from framepack.models.device import pick_device
 from framepack.models.source import resolve_model
 from framepack.models.spec import SPEC_FILE, ModelSpec
 from framepack.models.variants import VARIANTS

@@ -28,7 +28,7 @@ from framepack.data.latents import (
 from framepack.data.world import Motion
 from framepack.errors import InputError, OutputError, UnknownNameError
 from framepack.models.attention import ExplicitAttention
-from framepack.models.bundle import load_bundle
+from framepack.models.loading import load_bundle
 from framepack.planning.method import Importance
 from framepack.recipes.bundled import bundled
 from framepack.recipes.override import override

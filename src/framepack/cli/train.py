@@ -72,7 +72,7 @@ def train(
     if recipe not in RECIPES:
         raise UnknownNameError("recipe", recipe, RECIPES)
     if recipe == "codec":
-        from framepack.models.bundle import pick_device
+        from framepack.models.device import pick_device
         from framepack.recipes.override import override
         from framepack.training.codec import CodecTraining, train_codec
 
@@ -98,7 +98,7 @@ def train(
 
 def _config(recipe: str, codec: Path, settings: Sequence[str]) -> TrainConfig:
     from framepack.data.latents import codec_digest
-    from framepack.models.bundle import load_part
+    from framepack.models.loading import load_part
     from framepack.recipes import bundled as recipes
     from framepack.recipes.override import override
 
@@ -125,7 +125,8 @@ def _check(
     """A line of JSON on standard output for each row as it is done; all of them, and sheets, in ``out``."""
     import json
 
-    from framepack.models.bundle import load_bundle, pick_device, pick_dtype
+    from framepack.models.device import pick_device, pick_dtype
+    from framepack.models.loading import load_bundle
     from framepack.training.check import held_out_check
     from framepack.training.progress import progress
 

@@ -19,7 +19,9 @@ from framepack.generation.events import Event
 from framepack.generation.prepare import prepare, with_loras
 from framepack.generation.request import MAX_SEED, GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
-from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.bundle import Bundle
+from framepack.models.device import pick_device, pick_dtype
+from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec

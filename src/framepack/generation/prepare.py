@@ -11,8 +11,10 @@ from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
 from framepack.generation.run import PreparedRun
-from framepack.models.bundle import Bundle, load_bundle, pick_device, pick_dtype
+from framepack.models.bundle import Bundle
 from framepack.models.codebook import check_codebook
+from framepack.models.device import pick_device, pick_dtype
+from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
 from framepack.sampling.solvers import check_solver

@@ -1,10 +1,10 @@
-"""A model folder written as a whole: beside its place under a hidden name, and moved there at the end."""
+"""Model folders are written beside their place under a hidden name, and moved there at the end."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,3 +108,19 @@ def bring(source: Path, target: Path) -> bool:
             pass  # another disk, or one that knows no links
     shutil.copyfile(source, target)
     return False
+
+
+def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a draft of ``folder`` beside it, then move its files in.
+
+    A process that dies while it writes leaves the folder as it was, and a reader never finds half a file.
+    """
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    write(draft)
+    for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(draft)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(draft)

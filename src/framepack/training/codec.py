@@ -29,7 +29,7 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.data.world import sample_scene
 from framepack.errors import InputError, RunConflictError
-from framepack.models.bundle import replace_files
+from framepack.models.draft import replace_files
 from framepack.training.progress import progress
 
 HELD_OUT = 1_000_000_000

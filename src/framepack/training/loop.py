@@ -16,8 +16,9 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.latents import LatentCache, build_cache, claim_cache
 from framepack.errors import InputError
 from framepack.models.attention import ExplicitAttention
-from framepack.models.bundle import load_part, pick_device
 from framepack.models.codebook import Codebook, load_codebook
+from framepack.models.device import pick_device
+from framepack.models.loading import load_part
 from framepack.training.check import sample_sheet
 from framepack.training.codebook import fit_codebook, pixels_of
 from framepack.training.config import TrainConfig

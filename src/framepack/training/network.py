@@ -13,8 +13,8 @@ from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import codec_digest
 from framepack.errors import InputError
 from framepack.models.bundle import Bundle
-from framepack.models.loading import load_bundle
 from framepack.models.codebook import Codebook
+from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.training.config import TrainConfig
