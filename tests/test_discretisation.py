@@ -16,8 +16,8 @@ from framepack.data.latents import CacheConfig, LatentCache, build_cache, codec_
 from framepack.errors import InputError, ModelError
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
-from framepack.models.bundle import load_bundle
 from framepack.models.codebook import Codebook, load_codebook
+from framepack.models.loading import load_bundle
 from framepack.packing import discretisation
 from framepack.packing.context import pack
 from framepack.packing.discretisation import codewords, discretized, quantised

@@ -192,8 +192,9 @@ class IsolatedHunyuanVideoAttnProcessor(HunyuanVideoAttnProcessor2_0):
             if name != "v":
                 streams[0] = apply_rotary_emb(streams[0], image_rotary_emb[:2], sequence_dim=1)
             parts.append(torch.cat(streams, dim=1))
-        out = attend_isolated(self, attn, *parts, history, image_rotary_emb.memory, attention_mask)
-        seen = out.flatten(2, 3).to(parts[0].dtype)
+        query, key, value = parts
+        out = attend_isolated(self, attn, query, key, value, history, image_rotary_emb.memory, attention_mask)
+        seen = out.flatten(2, 3).to(query.dtype)
         shown, said = seen[:, :latents], seen[:, latents:]
         if getattr(attn, "to_out", None) is not None:
             shown = attn.to_out[1](attn.to_out[0](shown))

@@ -39,7 +39,7 @@ class RoleSection(Protocol):
 
 def codewords(pixels: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Index (n,) of the centroid (K, C) nearest to each pixel (n, C), in float32; the first of equals."""
-    points, centres = pixels.float(), centroids.float()
+    points, centres = pixels.float(), centroids.to(pixels.device, torch.float32)
     half = centres.square().sum(1) / 2
     parts = points.split(max(1, _CHUNK // len(centres)))
     return torch.cat([(half - part @ centres.T).argmin(1) for part in parts])
@@ -60,8 +60,7 @@ def discretized(
     Frames that are absent stay zeros. A tail is discretised as it was packed, after averaging.
 
     Args:
-        centroids: (K, C) on the context's device; None is for models that have no codebook, whose methods
-            must be refused before.
+        centroids: (K, C); None is for models that have no codebook, whose methods must be refused before.
     """
     assert centroids is not None, "discretised history needs a codebook"
     levels = []

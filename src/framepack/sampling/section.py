@@ -73,7 +73,8 @@ def sample_section(
     prediction = model.config.prediction  # type: ignore[attr-defined]
     steps = len(sigmas) - 1
     branches = _branches(prompt, negative if guidance != 1.0 else None, noise.device, context)
-    if getattr(model.config, "isolated_history", False):
+    # diffusers' caches of blocks would take the pass over the history for a step.
+    if getattr(model.config, "isolated_history", False) and not getattr(model, "is_cache_enabled", False):
         branches = [(name, conditioning, seen.remembering()) for name, conditioning, seen in branches]
 
     def denoise(x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
