@@ -366,3 +366,36 @@ def test_an_adopted_base_needs_no_image_encoder(models, tmp_path) -> None:
 def test_without_a_picture_it_says_that_one_is_missed(pipe) -> None:
     made = pipe(PROMPT, num_frames=5, width=32, height=32, untrained=True, num_inference_steps=1, seed=SEED)
     assert len(made.frames) == 5 and any("--image" in warning for warning in made.warnings)
+
+
+def test_encoders_are_loaded_once_for_all_prompts_of_a_run(models: Path, monkeypatch, tmp_path) -> None:
+    """The prompt, the negative one, and one of a section that has its own: each encoder comes once."""
+    from framepack.codecs import loading
+    from framepack.conditioning import encoders
+    from framepack.generation.prepare import prepare
+    from framepack.generation.request import GenerateRequest
+
+    fresh = load(models / "whole")
+    loaded: list[str] = []
+
+    def counting(kind, folder, *rest):
+        loaded.append(kind.__name__)
+        return loading.load_module(kind, folder, *rest)
+
+    request = GenerateRequest(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        guidance=2.0,
+        image=picture(32, 32),
+        frames=41,
+        size="32x32",
+        untrained=True,
+        steps=1,
+        out=tmp_path / "v.mp4",
+    )
+    run = prepare(request, fresh.bundle)
+    run.redo(0, prompt="the sun sets")
+    monkeypatch.setattr(encoders, "load_module", counting)
+    for _ in run.events():
+        pass
+    assert sorted(loaded) == ["CLIPTextModel", "LlamaModel", "SiglipVisionModel"]

@@ -83,6 +83,10 @@ class Conditioner(Protocol):
         """One row for each prompt; the picture, RGB, is the same for all."""
         ...
 
+    def prepare(self, prompts: Sequence[str], picture: Image | None = None) -> None:
+        """Told of all prompts that are to come, so that a large encoder need be loaded only once."""
+        ...
+
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         """What the prompts say in vain, one line each, for the user."""
         ...
@@ -105,6 +109,11 @@ class GivenConditioner:
         (prompt,) = prompts
         found = self.given.get(prompt)
         return self.base.encode(prompts, picture) if found is None else found
+
+    def prepare(self, prompts: Sequence[str], picture: Image | None = None) -> None:
+        others = [prompt for prompt in prompts if prompt not in self.given]
+        if others:
+            self.base.prepare(others, picture)
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         return self.base.remarks([prompt for prompt in prompts if prompt not in self.given])

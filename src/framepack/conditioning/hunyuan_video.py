@@ -131,6 +131,10 @@ class HunyuanVideoConditioner:
             image = self._image(picture).expand(len(prompts), -1, -1)
         return Conditioning(prompt=prompt_rows, mask=mask_rows, pooled=pooled_rows, image=image)
 
+    def prepare(self, prompts: Sequence[str], picture: Image | None = None) -> None:
+        """Encode these now, with each encoder loaded once; ``encode`` then finds them."""
+        self.encode(prompts, picture)
+
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that are longer than what Llama reads, one line each; loads the tokenizer alone."""
         told = []

@@ -104,6 +104,10 @@ class WanConditioner:
                 remember(self._texts, prompt, state)
         return Conditioning(prompt=torch.cat([texts[prompt] for prompt in prompts]))
 
+    def prepare(self, prompts: Sequence[str], picture: Image | None = None) -> None:
+        """Encode these now, with each encoder loaded once; ``encode`` then finds them."""
+        self.encode(prompts, picture)
+
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         """Prompts longer than what umT5 reads, and those that ftfy might mend, were it installed."""
         told = []

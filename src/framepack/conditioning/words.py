@@ -54,6 +54,9 @@ class WordConditioner(ModelMixin, ConfigMixin):
         rows = [self.rows_of(parse(prompt).words) for prompt in prompts]
         return Conditioning(prompt=self(torch.tensor(rows, device=self.table.weight.device)))
 
+    def prepare(self, prompts: Sequence[str], picture: Image | None = None) -> None:
+        """Nothing: the table is always there."""
+
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         """Unknown words with the known ones, and words left out since another of their slot stands."""
         parsed = [parse(prompt) for prompt in prompts]

@@ -5,7 +5,7 @@ Legend: C latent channels, T frames of the section, h w latent grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +71,23 @@ def section_row(section: Section) -> dict[str, Any]:
 
 
 class SectionMaker:
-    """Makes the sections of one run; prompts are encoded once, each with the start picture."""
+    """Makes the sections of one run; prompts are encoded once, each with the start picture.
 
-    def __init__(self, config: RunConfig, bundle: Bundle, clock: Clock, picture: Image | None = None) -> None:
+    Args:
+        changed: prompts of sections that have one of their own.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        bundle: Bundle,
+        clock: Clock,
+        picture: Image | None = None,
+        changed: Iterable[str] = (),
+    ) -> None:
         self.config, self.bundle, self.clock, self.picture = config, bundle, clock, picture
+        negative = [config.negative_prompt] if config.guidance != 1.0 else []
+        self.prompts = list(dict.fromkeys([config.prompt, *changed, *negative]))
         self.device, self.dtype = bundle.device, bundle.transformer.dtype
         self._prompts: dict[str, Conditioning] = {}
 
@@ -128,6 +141,8 @@ class SectionMaker:
 
     @torch.inference_mode()
     def _encode(self, prompt: str) -> Conditioning:
+        if not self._prompts:
+            self.bundle.conditioner.prepare(self.prompts, self.picture)
         if prompt not in self._prompts:
             conditioning = self.bundle.conditioner.encode([prompt], self.picture)
             guided = replace(conditioning, guidance=self.config.embedded_guidance)

@@ -128,7 +128,8 @@ def latents_of(job: PreparedRun, emit: Emit) -> torch.Tensor:
 def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[Stored]:
     """Place every section on the timeline of ``store``, made now or before."""
     config, sections, conditioner = job.config, job.plan.sections, job.bundle.conditioner
-    maker = SectionMaker(config, job.bundle, clock, job.picture)
+    changed = [edit.prompt for edit in store.edits.values() if edit.prompt is not None]
+    maker = SectionMaker(config, job.bundle, clock, job.picture, changed)
     for frame, latent in job.known.items():
         store.place(_known(config, store, frame, latent.clone))
     held = job.bundle.spec.held_start
