@@ -91,10 +91,14 @@ def test_commands_parse(page: str, line: str, whole: bool) -> None:
     _, verb, *arguments = shlex.split(line, comments=True)
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert verb in verbs, f"{page}: {line}"
-    options = {name for parameter in verbs[verb].params for name in parameter.opts}
+    command = verbs[verb]
+    while arguments and hasattr(command, "commands"):  # a verb of verbs
+        assert arguments[0] in command.commands, f"{page}: {line}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    options = {name for parameter in command.params for name in parameter.opts}
     assert {a for a in arguments if a.startswith("--")} <= options, f"{page}: {line}"
     if whole:
-        values = verbs[verb].make_context(verb, arguments).params
+        values = command.make_context(verb, arguments).params
         methods, schedule = values.get("method") or (), values.get("schedule")
         for method in (methods,) if isinstance(methods, str) else methods:
             if method not in METHODS:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import adopt, generate, models, plan, train
+from framepack.cli import adopt, data, generate, models, plan, train
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -26,6 +26,7 @@ app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("adopt")(adopt.adopt)
+app.add_typer(data.app)
 
 
 def _show_version(wanted: bool) -> None:

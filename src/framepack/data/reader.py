@@ -1,0 +1,165 @@
+"""Reads a cache of encoded clips for training.
+
+Legend: B clips of a batch, N latents, C latent channels, h w their grid, L prompt tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from framepack.conditioning.embeds import Conditioning
+from framepack.data.encoded import MANIFEST, PLAN, TEXTS, VERSION, latent_file, read_json, text_file
+from framepack.data.latents import send
+from framepack.errors import InputError
+from framepack.video.resize import Size
+
+OPEN = 256
+"""Files that stay mapped."""
+SAMPLED = 64
+"""Clips that tell the spread of channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A clip of a cache: ``latents`` of them, from ``start`` (s) of ``file``."""
+
+    clip: int
+    shard: int
+    latents: int
+    bucket: Size
+    frames: int
+    caption: int
+    file: str
+    start: float
+    seconds: float
+
+
+class EncodedClips:
+    """Clips by number, 0 to ``len(self)`` - 1; files are mapped, and what is asked for goes to ``device``.
+
+    Attributes:
+        settings: those that the cache was made with.
+        entries: what is known of each clip. captions: distinct ones, the empty one first.
+        rejected: (name, reason) of what gave no clip.
+
+    Raises:
+        InputError: no cache, or one that is not finished.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        if not (folder / MANIFEST).is_file():
+            state = "is not finished" if (folder / PLAN).is_file() else "holds no cache"
+            raise InputError(f"'{folder}' {state}: make it with framepack data cache")
+        held = read_json(folder / MANIFEST)
+        if held.get("version") != VERSION:
+            raise InputError(f"'{folder}' holds a cache of another version: make it again")
+        self.folder, self.device = folder, torch.device(device)
+        self.settings: dict[str, Any] = held["settings"]
+        self.entries = tuple(
+            Entry(**row | {"bucket": (row["bucket"][0], row["bucket"][1])}) for row in held["clips"]
+        )
+        self.captions: tuple[str, ...] = tuple(held["captions"])
+        self.rejected: tuple[tuple[str, str], ...] = tuple((name, why) for name, why in held["rejected"])
+        self.lengths = np.array([entry.latents for entry in self.entries])
+        """Latents of each clip."""
+        sizes = sorted({entry.bucket for entry in self.entries})
+        # Of each bucket, longest clips first, so that those long enough are a beginning.
+        self._buckets = [
+            sorted(
+                (n for n, e in enumerate(self.entries) if e.bucket == size), key=lambda n: -self.lengths[n]
+            )
+            for size in sizes
+        ]
+        self._latents = lru_cache(OPEN)(lambda shard: load_file(latent_file(folder, shard)))
+        self._texts = lru_cache(OPEN)(lambda number: _text(text_file(folder, number)))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def longest(self) -> int:
+        """Latents of the longest clip."""
+        return int(self.lengths.max())
+
+    def draw(self, rng: np.random.Generator, count: int, frames: int = 1) -> list[int]:
+        """Random clips of at least ``frames`` latents, all of one bucket; every such clip is as likely.
+
+        Raises:
+            InputError: no clip is as long.
+        """
+        fitting = [int((self.lengths[clips] >= frames).sum()) for clips in self._buckets]
+        if not sum(fitting):
+            raise InputError(
+                f"no clip of '{self.folder}' has {frames} latents, the longest has {self.longest}: make "
+                "longer clips, or train with shorter plans"
+            )
+        bucket = rng.choice(len(fitting), p=np.array(fitting) / sum(fitting))
+        return [self._buckets[bucket][n] for n in rng.integers(0, fitting[bucket], count)]
+
+    def latents(self, clips: Sequence[int], frames: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Latents (one list of times a clip, of equal lengths) of one bucket -> (B, C, N, h, w), float32."""
+        rows = [self._of(clip, "latents")[list(at)] for clip, at in zip(clips, frames, strict=True)]
+        return send(torch.stack(rows).transpose(1, 2).float(), self.device)
+
+    def conditioning(
+        self, clips: Sequence[int], keep: Sequence[bool] | None = None, *, image: bool = False
+    ) -> Conditioning:
+        """Captions of clips as the conditioner made them, on ``device``.
+
+        Args:
+            keep: false for a clip that gets the empty prompt instead.
+            image: with the tokens of each clip's first frame, where the conditioner looks at pictures; right
+                for draws that have it as their start frame, so those from latent 0 on.
+        """
+        kept = [True] * len(clips) if keep is None else list(keep)
+        wanted = [self.entries[clip].caption if k else 0 for clip, k in zip(clips, kept, strict=True)]
+        rows = [self._caption(number) for number in wanted]
+        made = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        shown = image and f"{self.entries[clips[0]].clip}.image" in self._latents(
+            self.entries[clips[0]].shard
+        )
+        return Conditioning(
+            prompt=made["prompt"],
+            mask=made.get("mask"),
+            pooled=made.get("pooled"),
+            image=torch.stack([self._of(clip, "image") for clip in clips]) if shown else None,
+        ).to(self.device)
+
+    def channel_std(self) -> torch.Tensor:
+        """Standard deviation of each channel (C,), over some clips, on ``device``."""
+        every = max(1, len(self) // SAMPLED)
+        taken = [
+            self._of(clip, "latents")[::4].float().transpose(0, 1) for clip in range(0, len(self), every)
+        ]
+        return torch.cat([each.flatten(1) for each in taken], dim=1).std(dim=1).to(self.device)
+
+    def _of(self, clip: int, name: str) -> torch.Tensor:
+        entry = self.entries[clip]
+        return self._latents(entry.shard)[f"{entry.clip}.{name}"]
+
+    def _caption(self, number: int) -> dict[str, torch.Tensor]:
+        tensors, length = self._texts(number // TEXTS)
+        row = {
+            name: tensors[f"{number}.{name}"]
+            for name in ("prompt", "mask", "pooled")
+            if f"{number}.{name}" in tensors
+        }
+        prompt = row["prompt"]
+        padded = prompt.new_zeros(length, prompt.shape[1])
+        padded[: len(prompt)] = prompt
+        return row | {"prompt": padded}
+
+
+def _text(file: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """Tensors of captions by name, and L."""
+    with safe_open(file, framework="pt") as held:
+        return load_file(file), int(held.metadata()["length"])
