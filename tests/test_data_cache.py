@@ -118,6 +118,9 @@ def test_the_cache_holds_what_the_codec_makes(folder: Path, parts: tuple[Any, An
 def test_captions_come_back_as_the_conditioner_made_them(parts: tuple[Any, Any], cache: Path) -> None:
     conditioner = parts[1]
     read = EncodedClips(cache)
+    read.check(*parts)
+    with pytest.raises(InputError, match="was made with another conditioner than the model's"):
+        read.check(parts[0], parts[0])
     assert read.captions == ("", *sorted(set(CAPTIONS.values())))
     clips = [0, 2, 3, 5]
     expected = conditioner.encode([CAPTIONS["a.mp4"], CAPTIONS["d.mp4"], CAPTIONS["b.mp4"], ""])

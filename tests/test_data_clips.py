@@ -168,6 +168,19 @@ def test_a_span_in_the_middle_is_found_by_its_times(tmp_path: Path) -> None:
     assert [number_of(frame) for frame in read_clip(clip)] == [25 + int(k * 25 / 8) for k in range(10)]
 
 
+@pytest.mark.parametrize("fps", [5, 25, 30000 / 1001, 60])
+def test_a_divided_video_is_read_to_the_end_of_each_clip(tmp_path: Path, fps: float) -> None:
+    write_video(tmp_path / "a.mp4", frames(60 if fps > 20 else 40, (32, 32)), fps)
+    video = Video(name="a.mp4", path=tmp_path / "a.mp4")
+    cutting = Cutting(fps=8.0, stride=1, shortest=3, longest=4, buckets=((32, 32),))
+    track = probe(video)
+    clips, _ = cut(video, track, cutting)
+    assert len(clips) > 1
+    for clip in clips:
+        due = [bisect_right(track.times, clip.start + k / clip.rate) - 1 for k in range(clip.frames)]
+        assert [number_of(frame) for frame in read_clip(clip)] == due
+
+
 def test_a_variable_rate_is_followed(tmp_path: Path) -> None:
     """Ten frames a second, then two: by number they would come at the wrong times."""
     import av

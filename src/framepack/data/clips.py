@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class Clip:
 
     Attributes:
         start: of its first frame, in seconds. frames: at ``rate`` a second, F.
-        sources: frames of the video that lie in the span.
+        sources: frames of the video from there to the time of the clip's last frame.
         bucket: (height, width) of its frames. pixel: width of a stored pixel, in its heights.
     """
 
@@ -219,8 +220,8 @@ def cut(
         frames = min(cutting.fitted(count // parts), cutting.longest)
         for part in range(parts):
             at = left + part * (count // parts) / cutting.rate
-            end = min(at + frames / cutting.rate, right)
-            sources = bisect_left(track.times, end) - bisect_left(track.times, at)
+            last = at + (frames - 1) / cutting.rate
+            sources = bisect_right(track.times, last) - bisect_left(track.times, at)
             clips.append(
                 Clip(
                     video=video,
@@ -251,7 +252,7 @@ def read_clip(clip: Clip) -> Iterator[np.ndarray]:
     """
     seen = 0
 
-    def watched() -> Iterator[tuple[Fraction, object]]:
+    def watched() -> Iterator[tuple[Fraction, Any]]:
         nonlocal seen
         for time, frame in decoded(clip.video, clip.start):
             if time >= clip.stop:
@@ -262,7 +263,7 @@ def read_clip(clip: Clip) -> Iterator[np.ndarray]:
                     raise InputError(f"is damaged at {float(time):.2f} s")
             yield time, frame
 
-    last: tuple[object, np.ndarray] | None = None
+    last: tuple[Any, np.ndarray] | None = None
     for frame in resample(watched(), clip.rate, clip.start, clip.frames):
         if last is None or last[0] is not frame:
             last = frame, picture(frame, clip.pixel, clip.bucket)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.data.encoded import MANIFEST, PLAN, TEXTS, VERSION, latent_file, read_json, text_file
+from framepack.data.fingerprint import conditioner_digest, module_digest
 from framepack.data.latents import send
 from framepack.errors import InputError
 from framepack.video.resize import Size
@@ -81,6 +82,19 @@ class EncodedClips:
         ]
         self._latents = lru_cache(OPEN)(lambda shard: load_file(latent_file(folder, shard)))
         self._texts = lru_cache(OPEN)(lambda number: _text(text_file(folder, number)))
+
+    def check(self, codec: Any, conditioner: Any) -> None:
+        """See that the cache was made with these parts.
+
+        Raises:
+            InputError: with others, so that a model would be trained on what it never gets to see.
+        """
+        found = {"codec": module_digest(codec), "conditioner": conditioner_digest(conditioner)}
+        for name, digest in found.items():
+            if self.settings[name] != digest:
+                raise InputError(
+                    f"'{self.folder}' was made with another {name} than the model's: make one for this model"
+                )
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,7 +90,7 @@ def decoded(video: Video, start: Fraction | None = None) -> Iterator[tuple[Fract
     yield from _decoded(video, None)
 
 
-def _decoded(video: Video, start: Fraction | None) -> Iterator[tuple[Fraction, Any]]:
+def _decoded(video: Video, start: Fraction | None) -> Generator[tuple[Fraction, Any], None, None]:
     import av
 
     with _stream(video) as (container, stream):

@@ -90,7 +90,7 @@ def find(place: Path) -> Found:
 
 
 @contextmanager
-def opened(video: Video) -> Iterator[str | IO[bytes]]:
+def opened(video: Video) -> Iterator[str | io.RawIOBase]:
     """What PyAV can open: the path, or the part of a shard as a file."""
     if video.size is None:
         yield str(video.path)
