@@ -249,14 +249,19 @@ def _truncated(folder: Path) -> str:
     helios(num_layers=1).save_pretrained(folder)
     (weights,) = folder.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    return "cannot be loaded"
+    return "is cut short or no safetensors file"
+
+
+def _pickled(folder: Path) -> str:
+    helios(num_layers=1).save_pretrained(folder, safe_serialization=False)
+    return "pickles are never opened"
 
 
 def _missing(folder: Path) -> str:
     helios(num_layers=1, has_multi_term_memory_patch=False).save_pretrained(folder)
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"has_multi_term_memory_patch": True}))
-    return "lacks 6 of a Helios transformer's weights, such as patch_long.bias"
+    return "lacks 6 of its HeliosTransformer3DModel's weights, patch_long.bias among them"
 
 
 def _other_rope(folder: Path) -> str:
@@ -264,7 +269,7 @@ def _other_rope(folder: Path) -> str:
     return r"rope_dim \(12, 6, 6\)"
 
 
-@pytest.mark.parametrize("spoil", [_wan, _truncated, _missing, _other_rope])
+@pytest.mark.parametrize("spoil", [_wan, _truncated, _pickled, _missing, _other_rope])
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(tmp_path, spoil):
     with pytest.raises(ModelError, match=spoil(tmp_path)) as caught:
         load_helios(tmp_path)
@@ -272,7 +277,7 @@ def test_a_folder_that_cannot_be_used_is_named_in_one_line(tmp_path, spoil):
 
 
 def test_no_folder():
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="is missing"):
         load_helios(Path("nowhere"))
 
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import HeliosTransformer3DModel
 
+from framepack.codecs.loading import load_module
 from framepack.errors import ModelError
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.kernels import kernel_name
@@ -172,20 +173,4 @@ def load_helios(folder: Path, dtype: torch.dtype = torch.float32) -> PackedWanTr
     Raises:
         ModelError: a folder of another model, weights that are missing or not to be read.
     """
-    try:
-        found = HeliosTransformer3DModel.load_config(folder, local_files_only=True).get("_class_name")
-        if found != "HeliosTransformer3DModel":
-            raise ModelError(f"'{folder}' holds a {found}, not a HeliosTransformer3DModel: give its folder")
-        source, info = HeliosTransformer3DModel.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"'{folder}' cannot be loaded as a Helios transformer: {reason}") from error
-    absent = sorted(info["missing_keys"])
-    if absent:
-        raise ModelError(
-            f"'{folder}' lacks {len(absent)} of a Helios transformer's weights, such as {absent[0]}: "
-            "download it again"
-        )
-    return adopt_helios(source)
+    return adopt_helios(load_module(HeliosTransformer3DModel, folder, dtype))
