@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from framepack import FramePackPipeline
 from framepack.conditioning.embeds import Conditioning
-from framepack.errors import InputError, ModelError, UnknownNameError
+from framepack.errors import InputError, ModelError, OutputError, UnknownNameError
 from framepack.generation.events import Finished, SectionFinished, Step
 from framepack.video.io import read_video
 from tiny import CHANNELS, save_tiny, tiny_bundle
@@ -181,9 +180,82 @@ def test_weights_that_come_when_their_turn_comes(tmp_path: Path) -> None:
         cast.enable_vae_tiling()
 
 
-def test_a_refused_call_leaves_the_model_as_it_is() -> None:
-    bundle = replace(tiny_bundle())
-    pipe = FramePackPipeline(bundle)
+def test_kernels_made_under_group_offload_are_offloaded_too(tmp_path: Path) -> None:
+    pipe = FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu")
+    asked = {"schedule": "geometric", "untrained": True}
+    plain = latents(FramePackPipeline.from_pretrained(tmp_path / "m", device="cpu"), **asked)
+    pipe.enable_group_offload("cpu")
+    before = set(pipe.transformer.packing_kernels.projections)
+    assert torch.equal(latents(pipe, **asked), plain)
+    made = set(pipe.transformer.packing_kernels.projections) - before
+    assert made
+    for name in made:
+        assert "group_offloading" in pipe.transformer.packing_kernels.projections[name]._diffusers_hook.hooks
+    for change in (lambda: pipe.to("cpu"), lambda: pipe.enable_group_offload("cpu")):
+        with pytest.raises(InputError, match="under group offload"):
+            change()
+
+
+def test_weights_stored_in_another_type_are_another_run(tmp_path: Path) -> None:
+    pipe = FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu")
+    list(pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
+    pipe.enable_layerwise_casting()
+    with pytest.raises(OutputError, match="not of this run"):
+        list(pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
+
+
+def test_one_video_at_a_time(pipe: FramePackPipeline, tmp_path: Path) -> None:
+    """Two would share a transformer, and so each other's LoRAs."""
+    opened = pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED)
+    next(opened)
+    others = [
+        lambda: latents(pipe),
+        lambda: next(pipe.stream(PROMPT, out=tmp_path / "w.mp4", **ASKED)),
+        lambda: pipe.load_lora(),
+        lambda: pipe.save_pretrained(tmp_path / "m"),
+        lambda: pipe.to("cpu"),
+        lambda: pipe.enable_group_offload("cpu"),
+        lambda: pipe.enable_layerwise_casting(),
+    ]
+    for other in others:
+        with pytest.raises(InputError, match="is making a video"):
+            other()
+    assert not (tmp_path / "w.mp4").exists() and not (tmp_path / "m").exists()
+    opened.close()
+    latents(pipe)
+    with pytest.raises(InputError):
+        latents(pipe, num_frames=-1)
+    latents(pipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prompt": torch.zeros(2, 8, 16)}, r"prompt is \(2, 8, 16\), tiny takes \(1, tokens, 16\)"),
+        ({"prompt": torch.zeros(1, 8, 15)}, r"prompt is \(1, 8, 15\)"),
+        ({"prompt": torch.zeros(8, 16)}, r"prompt is \(8, 16\)"),
+        ({"pooled": torch.zeros(1, 4)}, r"pooled is \(1, 4\), tiny takes none"),
+        ({"mask": torch.ones(1, 7)}, r"mask is \(1, 7\), its prompt \(1, 8, 16\)"),
+    ],
+)
+def test_embeddings_of_another_shape(pipe: FramePackPipeline, change: dict, told: str) -> None:
+    given = Conditioning(**{"prompt": torch.zeros(1, 8, 16)} | change)
+    with pytest.raises(InputError, match=f"^prompt_embeds: {told}"):
+        latents(pipe, "", prompt_embeds=given)
+
+
+def test_a_refused_call_leaves_the_model_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu")
+    bundle, plain = pipe.bundle, latents(pipe)
     with pytest.raises(InputError):
         latents(pipe, num_frames=-1)
     assert pipe.bundle is bundle
+
+    def refuse(prompts: object) -> list[str]:
+        raise ModelError("a tokenizer that cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle.conditioner, "remarks", refuse)
+        with pytest.raises(ModelError, match="tokenizer"):
+            latents(pipe, loras=[lora(tmp_path)])
+    assert torch.equal(latents(pipe), plain)

@@ -125,6 +125,11 @@ class VideoCodec(nn.Module):
         return (torch.einsum("bcnhw,cr->brnhw", latents, factors) + bias).clamp(-1, 1)
 
 
+def released_dtype(kind: type, device: torch.device) -> torch.dtype:
+    """What a VAE runs in: float32 on the CPU, elsewhere as the released programs have it."""
+    return torch.float32 if device.type == "cpu" else RELEASED_DTYPES[kind]
+
+
 def load_codec(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> VideoCodec:
@@ -139,9 +144,7 @@ def load_codec(
     name, device = class_of(folder), torch.device(device)
     if name not in VAES:
         raise ModelError(f"'{folder}' holds a {name}: give a folder of {' or '.join(VAES)}")
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else RELEASED_DTYPES[VAES[name]]
-    vae = load_module(VAES[name], folder, dtype)
+    vae = load_module(VAES[name], folder, dtype or released_dtype(VAES[name], device))
     for key, value in vae.state_dict().items():
         if not value.isfinite().all():
             raise ModelError(f"'{folder}' has weights that are not finite, in {key}: download it again")

@@ -106,6 +106,13 @@ class HunyuanVideoConditioner:
         """E."""
         return width_of(self.parts["image_encoder"], "hidden_size") if self.sees_picture else None
 
+    def to(self, device: torch.device | str) -> None:
+        """Have the encoders run on a device; what another one made is forgotten, it is rounded otherwise."""
+        if torch.device(device) != self.device:
+            self.device = torch.device(device)
+            self._texts.clear()
+            self._images.clear()
+
     def encode(self, prompts: Sequence[str], picture: Image | None = None) -> Conditioning:
         """Prompts, and a picture of the size of the frames, on the CPU; B is the number of prompts.
 

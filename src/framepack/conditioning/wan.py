@@ -46,7 +46,7 @@ class WanConditioner:
     Args:
         parts: folders of `PARTS`.
         device: where the encoder runs.
-        dtype: of its weights and of the result; None is that of the folder.
+        dtype: of its weights and of the result; None is that of the folder on the CPU, else bfloat16.
         prompt_tokens: L.
 
     Raises:
@@ -76,6 +76,12 @@ class WanConditioner:
         """D."""
         return width_of(self.parts["text_encoder"], "d_model")
 
+    def to(self, device: torch.device | str) -> None:
+        """Have the encoder run on a device; what another one made is forgotten, it is rounded otherwise."""
+        if torch.device(device) != self.device:
+            self.device = torch.device(device)
+            self._texts.clear()
+
     @cached_property
     def tokenizer(self) -> Any:
         """umT5's tokenizer. Raises ModelError: it cannot be read."""
@@ -96,7 +102,8 @@ class WanConditioner:
                 UMT5EncoderModel,
                 self.parts["text_encoder"],
                 self.device,
-                self.dtype,
+                # It is stored in float32, 22 GB of it; upstream runs it in bfloat16.
+                self.dtype or (None if self.device.type == "cpu" else torch.bfloat16),
                 lambda umt5: [self._read(umt5, tokenizer, prompt) for prompt in new],
             )
             for prompt, state in zip(new, states, strict=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -21,7 +24,7 @@ from framepack.generation.request import MAX_SEED, GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
 from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device, pick_dtype
-from framepack.models.loading import load_bundle
+from framepack.models.loading import check_given, load_bundle, move_companions
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
@@ -91,11 +94,13 @@ class FramePackPipeline:
         pipe = FramePackPipeline.from_pretrained("bundled")
         video = pipe(image="picture.png", prompt="the red ball moves left", num_frames=41).frames
 
-    The same settings give the same latents as ``framepack generate``.
+    The same settings give the same latents as ``framepack generate``. It makes one video at a time: while a
+    call or a stream is under way, whatever would change the model under it is refused with ``InputError``.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self._busy = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -126,9 +131,12 @@ class FramePackPipeline:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that ``from_pretrained`` loads; LoRAs on it are not part of it."""
-        bundle, _ = with_loras(self.bundle, ())
-        bundle.save(Path(folder))
-        self.bundle, _ = with_loras(bundle, self.bundle.loras)
+        with self._alone():
+            bundle, _ = with_loras(self.bundle, ())
+            try:
+                bundle.save(Path(folder))
+            finally:
+                self.bundle, _ = with_loras(bundle, self.bundle.loras)
 
     # What it is ------------------------------------------------------------------------------------
 
@@ -161,40 +169,62 @@ class FramePackPipeline:
         Raises:
             InputError: no such file. ModelError: a LoRA of another model; the model is then as it was.
         """
-        self.bundle, told = with_loras(self.bundle, _loras(files))
+        with self._alone():
+            self.bundle, told = with_loras(self.bundle, _loras(files))
         return told
 
     # Where its weights lie -------------------------------------------------------------------------
 
     def to(self, device: str | torch.device) -> FramePackPipeline:
-        """Move transformer and codec; text encoders are loaded where the model was, used and freed."""
+        """Have the model compute on a device; text encoders are loaded there when they are needed.
+
+        Raises:
+            InputError: no such device, or a model under group offload.
+        """
         place = pick_device(str(device))
-        for part in (self.bundle.transformer, self.bundle.codec, self.bundle.conditioner):
-            if isinstance(part, torch.nn.Module):
-                part.to(place)
+        with self._alone():
+            self._refuse_offloaded()
+            self.bundle.transformer.to(place)
+            move_companions(self.bundle, place)
         return self
 
     def enable_group_offload(
         self, onload_device: str | torch.device = "cuda", *, use_stream: bool = False
     ) -> None:
-        """Keep the transformer's blocks in system memory and bring them over when their turn comes."""
+        """Keep the transformer's weights in system memory and bring each layer over when its turn comes.
+
+        All else computes on ``onload_device`` too. A model that does not fit there is loaded with
+        ``device="cpu"`` and the ``torch_dtype`` it shall compute in, then offloaded.
+
+        Raises:
+            InputError: no such device, or a model under group offload already.
+        """
         place = pick_device(str(onload_device))
-        self.bundle.transformer.to("cpu")
-        self.bundle.transformer.enable_group_offload(
-            onload_device=place,
-            offload_device=torch.device("cpu"),
-            offload_type="leaf_level",
-            use_stream=use_stream,
-        )
-        self.bundle = replace(self.bundle, execution=place)
+        with self._alone():
+            self._refuse_offloaded()
+            self.bundle.transformer.to("cpu")
+            self.bundle.transformer.enable_group_offload(
+                onload_device=place,
+                offload_device=torch.device("cpu"),
+                offload_type="leaf_level",
+                use_stream=use_stream,
+            )
+            move_companions(self.bundle, place)
+            self.bundle = replace(self.bundle, execution=place)
 
     def enable_layerwise_casting(
         self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None
     ) -> None:
-        """Store the transformer's weights in a smaller type, and cast each layer when its turn comes."""
-        self.bundle.transformer.enable_layerwise_casting(
-            storage_dtype=storage_dtype, compute_dtype=compute_dtype or self.dtype
-        )
+        """Store the transformer's weights in a smaller type, and cast each layer when its turn comes.
+
+        These are other weights, rounded: a run begun without them is not resumed with them.
+        """
+        with self._alone():
+            self.bundle.transformer.enable_layerwise_casting(
+                storage_dtype=storage_dtype, compute_dtype=compute_dtype or self.dtype
+            )
+            digest = hashlib.sha256(f"{self.bundle.digest} stored in {storage_dtype}".encode()).hexdigest()
+            self.bundle = replace(self.bundle, digest=digest)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles: less memory, faint seams.
@@ -204,7 +234,26 @@ class FramePackPipeline:
         """
         if not hasattr(self.bundle.codec, "enable_tiling"):
             raise InputError(f"{self.spec.name}'s codec has no tiles: its memory does not grow with length")
-        self.bundle.codec.enable_tiling()
+        with self._alone():
+            self.bundle.codec.enable_tiling()
+
+    def _refuse_offloaded(self) -> None:
+        if self.bundle.execution is not None:
+            raise InputError(
+                f"{self.spec.name} is under group offload, which places its weights: load it anew"
+            )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No call, stream or change of the model beside this one, which would share its LoRAs and weights."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError(
+                "this pipeline is making a video: let it end or close its stream, or load another pipeline"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     # What it makes ---------------------------------------------------------------------------------
 
@@ -232,16 +281,17 @@ class FramePackPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output type '{output_type}': choose one of {', '.join(OUTPUT_TYPES)}")
-        with tempfile.TemporaryDirectory(prefix="framepack-") as folder:
-            request, bundle = self._request(prompt, image, settings)
-            run = prepare(replace(request, out=Path(folder) / "video.mp4"), bundle)
-            try:
-                latents = latents_of(run, on_event)
-            finally:
-                with_loras(run.bundle, self.bundle.loras)
-        frames = latents[0]
-        if output_type != "latent":
-            frames = _shown(np.stack([*self._decode(run, latents)]), output_type)
+        with self._alone():
+            with tempfile.TemporaryDirectory(prefix="framepack-") as folder:
+                request, bundle = self._request(prompt, image, settings)
+                run = prepare(replace(request, out=Path(folder) / "video.mp4"), bundle)
+                try:
+                    latents = latents_of(run, on_event)
+                finally:
+                    with_loras(run.bundle, self.bundle.loras)
+            frames = latents[0]
+            if output_type != "latent":
+                frames = _shown(np.stack([*self._decode(run, latents)]), output_type)
         return FramePackOutput(frames=frames, fps=run.config.fps, warnings=run.warnings)
 
     def stream(
@@ -267,13 +317,14 @@ class FramePackPipeline:
             InputError, ModelError, TypeError: as in a call.
             OutputError, RunConflictError: places that cannot be used.
         """
-        request, bundle = self._request(prompt, image, settings)
-        place = None if workdir is None else Path(workdir)
-        run = prepare(replace(request, out=Path(out), workdir=place, overwrite=overwrite), bundle)
-        try:
-            yield from run.events()
-        finally:
-            with_loras(run.bundle, self.bundle.loras)
+        with self._alone():
+            request, bundle = self._request(prompt, image, settings)
+            place = None if workdir is None else Path(workdir)
+            run = prepare(replace(request, out=Path(out), workdir=place, overwrite=overwrite), bundle)
+            try:
+                yield from run.events()
+            finally:
+                with_loras(run.bundle, self.bundle.loras)
 
     def _request(
         self, prompt: str, image: Picture | None, settings: Settings
@@ -294,6 +345,7 @@ class FramePackPipeline:
                 if text:
                     raise InputError(f"{name} and {name}_embeds were both given: give one")
                 embeds = embeds if isinstance(embeds, Conditioning) else Conditioning(prompt=embeds)
+                check_given(self.bundle, embeds, f"{name}_embeds")
                 said[name] = f"embeds:{embeds.digest()}"
                 given[said[name]] = embeds
         bundle = self.bundle

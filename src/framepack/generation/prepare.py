@@ -51,6 +51,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)
     known, faults = encode_picture(selection, bundle)
+    told = prompt_warnings(request, config, bundle)
     # Last of all: a request that is refused leaves the model as it is.
     bundle.transformer.add_kernels(selection.method.schedule.kernels)
     bundle, left_out = with_loras(bundle, request.loras)
@@ -66,7 +67,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         overwrite=request.overwrite,
         warnings=(
             *(() if source is None else source.remarks),
-            *prompt_warnings(request, config, bundle),
+            *told,
             *faults,
             *left_out,
         ),

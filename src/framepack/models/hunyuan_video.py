@@ -14,6 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import HunyuanVideoFramepackTransformer3DModel, HunyuanVideoTransformer3DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.models.transformers.transformer_hunyuan_video_framepack import FramepackClipVisionProjection
 from torch import nn
 
@@ -176,6 +177,7 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         if fresh:
             self.packing_kernels.add(fresh, self.x_embedder.proj)
             self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
+            _maybe_remove_and_reapply_group_offloading(self)  # its hooks know the modules there were
 
     def isolate(self) -> None:
         """Have history attend to history only from now on: a model must be trained so, or trained on.

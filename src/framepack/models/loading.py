@@ -11,8 +11,9 @@ import torch
 
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.codecs.loading import check_weights, class_of, load_module
+from framepack.conditioning.embeds import Conditioning
 from framepack.conditioning.words import WordConditioner
-from framepack.errors import ModelError
+from framepack.errors import InputError, ModelError
 from framepack.models.bundle import Bundle, Codec
 from framepack.models.codebook import load_codebook
 from framepack.models.source import CODEBOOK, OWN_PARTS, Source, resolve_model
@@ -104,8 +105,7 @@ def _conditioner(source: Source, device: torch.device) -> Any:
     if source.spec.family == "wan":
         from framepack.conditioning.wan import WanConditioner
 
-        # umT5 is stored in float32, 22 GB of it; upstream runs it in bfloat16.
-        return WanConditioner(source.parts, device, None if device.type == "cpu" else torch.bfloat16)
+        return WanConditioner(source.parts, device)
     from framepack.conditioning.hunyuan_video import HunyuanVideoConditioner
 
     return HunyuanVideoConditioner(source.parts, device)
@@ -131,7 +131,7 @@ def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: An
     config = transformer.config
     patch = config.patch_size
     kernel = (config.patch_size_t, patch, patch) if isinstance(patch, int) else tuple(patch)
-    text = config.text_dim if spec.family == "wan" else config.text_embed_dim
+    widths = _widths(spec, transformer)
     width = conditioner.config.width if isinstance(conditioner, WordConditioner) else conditioner.width
     facts = [
         ("base_kernel", spec.base_kernel, "the transformer's patch_size", kernel),
@@ -139,19 +139,56 @@ def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: An
         ("latent_channels", spec.latent_channels, "the codec's", codec.latent_channels),
         ("spatial_stride", spec.spatial_stride, "the codec's", codec.spatial_stride),
         ("temporal_stride", spec.temporal_stride, "the codec's", codec.temporal_stride),
-        ("the transformer's text width", text, "the conditioner's", width),
+        ("the transformer's text width", widths["prompt"], "the conditioner's", width),
     ]
     if spec.family == "hunyuan_video":
-        pooled, image = config.pooled_projection_dim, config.image_proj_dim if config.has_image_proj else None
         facts += [
-            ("the transformer's pooled width", pooled, "the conditioner's", conditioner.pooled_width),
-            ("the transformer's image width", image, "the conditioner's", conditioner.image_width),
+            (f"the transformer's {name} width", widths[name], "the conditioner's", found)
+            for name, found in (("pooled", conditioner.pooled_width), ("image", conditioner.image_width))
         ]
     for name, stated, whose, found in facts:
         if stated != found:
             raise ModelError(
                 f"{spec.name}: {name} is {stated}, {whose} is {found}: give the parts that belong together"
             )
+
+
+def _widths(spec: ModelSpec, transformer: Any) -> dict[str, int | None]:
+    """Widths of what steers a transformer, by field of ``Conditioning``; None for what it does not take."""
+    config = transformer.config
+    if spec.family == "wan":
+        return {"prompt": config.text_dim, "pooled": None, "image": None}
+    image = config.image_proj_dim if config.has_image_proj else None
+    return {"prompt": config.text_embed_dim, "pooled": config.pooled_projection_dim, "image": image}
+
+
+def check_given(bundle: Bundle, given: Conditioning, what: str) -> None:
+    """See that embeddings which a user brings are those of one prompt, for this model.
+
+    Args:
+        what: their name, for the message.
+
+    Raises:
+        InputError: they are not.
+    """
+    widths = _widths(bundle.spec, bundle.transformer)
+    wanted = {name: f"(1, {'' if name == 'pooled' else 'tokens, '}{width})" for name, width in widths.items()}
+    for name, width in widths.items():
+        part = getattr(given, name)
+        if part is None and (width is None or name == "image"):
+            continue
+        shape = None if part is None else tuple(part.shape)
+        dims = 2 if name == "pooled" else 3
+        if shape is None or len(shape) != dims or shape[0] != 1 or shape[-1] != width:
+            raise InputError(
+                f"{what}: {name} is {shape or 'absent'}, {bundle.spec.name} takes "
+                f"{'none' if width is None else wanted[name]}: encode one prompt with this model's encoders"
+            )
+    if given.mask is not None and given.mask.shape != given.prompt.shape[:2]:
+        raise InputError(
+            f"{what}: mask is {tuple(given.mask.shape)}, its prompt {tuple(given.prompt.shape)}: give one "
+            "value for each token"
+        )
 
 
 def load_companions(
@@ -174,6 +211,19 @@ def load_companions(
     if class_of(vae) != wanted:
         raise ModelError(f"'{vae}' holds a {class_of(vae)}, not a {wanted}: give the family's own VAE")
     return load_codec(vae, device), _conditioner(source, device)
+
+
+def move_companions(bundle: Bundle, device: torch.device) -> None:
+    """Have codec and conditioner compute on a device, in the precision that ``load_companions`` picks."""
+    conditioner: Any = bundle.conditioner
+    conditioner.to(device)
+    codec: Any = bundle.codec
+    if isinstance(codec, FrameAutoencoder):
+        codec.to(device)
+    else:
+        from framepack.codecs.video_vae import released_dtype
+
+        codec.to(device, released_dtype(type(codec.vae), device))
 
 
 def _lent(source: Source) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import ModelError
@@ -170,6 +171,7 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         if fresh:
             self.packing_kernels.add(fresh, self.patch_embedding)
             self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
+            _maybe_remove_and_reapply_group_offloading(self)  # its hooks know the modules there were
 
     def forward(
         self,
