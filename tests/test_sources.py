@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import json
 import shutil
@@ -25,10 +26,12 @@ from framepack.cli import main
 from framepack.errors import FramePackError, ModelError, UnknownNameError
 from framepack.models import hub
 from framepack.models.base import read_base
+from framepack.models.families import spec_for
 from framepack.models.hunyuan_video import RELEASED_KERNELS, convert_state_dict
 from framepack.models.loading import load_bundle, load_transformer
 from framepack.models.single_file import load_state, read_config
 from framepack.models.source import CONFIGS, PARTS, resolve_model
+from framepack.models.wan import PackedWanTransformer3DModel
 from tiny import save_tiny
 from tiny_framepack import RELEASED_CLASS, framepack_transformer, picture, save_parts, save_released
 from tiny_parts import wan_vae
@@ -309,10 +312,34 @@ def test_a_whole_pipeline_on_the_hub(models, serve, tmp_path) -> None:
     shutil.copytree(models / "parts", folder)
     shutil.copytree(models / "FramePackI2V_HY", folder / "transformer")
     torch.save({}, folder / "transformer" / "pytorch_model.bin")
+    shutil.copytree(models / "FramePackI2V_HY", folder / "transformer_ema")
     served = serve("me/whole", folder)
     found = resolve_model("me/whole@main").complete()
     assert set(found.parts) == set(PARTS["hunyuan_video"])
     assert not [file for file in served.asked[-1] if file.endswith(".bin")]
+    assert {Path(file).parts[0] for file in served.asked[-1]} == {"transformer", *PARTS["hunyuan_video"]}
+
+
+def test_a_disk_that_is_full_is_not_taken_for_a_missing_network(serve, models, monkeypatch) -> None:
+    serve("me/model", models / "FramePackI2V_HY")
+
+    def full(*args, local_files_only=False, **kwargs):
+        if local_files_only:
+            return str(models)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(ModelError, match=r"hub's cache \(No space left on device\): free space there"):
+        resolve_model("me/model")
+
+
+def test_parts_of_a_wan_with_48_channels_are_those_of_wan_22(no_network, tmp_path) -> None:
+    PackedWanTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=12, num_layers=1, ffn_dim=8, in_channels=48, out_channels=48
+    ).save_config(tmp_path / "transformer")
+    spec_for("wan", "five", latent_channels=48).save(tmp_path)
+    with pytest.raises(ModelError, match=r"hf download Wan-AI/Wan2\.2-TI2V-5B-Diffusers"):
+        resolve_model(str(tmp_path)).complete()
 
 
 def test_what_is_of_no_use_is_refused_before_its_weights_are_fetched(serve, tmp_path) -> None:

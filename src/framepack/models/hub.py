@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ PATIENCE = 5.0
 """Seconds for the hub to answer; after them what is on this machine has to do."""
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -30,7 +32,8 @@ def fetch(name: str, folders: Iterable[str] = (), files: Iterable[str] = ()) -> 
             are taken as safetensors alone.
 
     Raises:
-        ModelError: no such repository, or none here and the hub out of reach (``HF_HUB_OFFLINE`` included).
+        ModelError: no such repository, none here and the hub out of reach (``HF_HUB_OFFLINE`` included), or
+            a cache that it cannot be written to.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -38,7 +41,7 @@ def fetch(name: str, folders: Iterable[str] = (), files: Iterable[str] = ()) -> 
     parts = hub_id(name)
     assert parts is not None, name
     repository, revision = parts
-    folders = tuple(folders)
+    folders, files = tuple(folders), tuple(files)
     wanted = [*files, *(f"{folder}/{kind}" for folder in folders for kind in _KEPT)] or list(_KEPT)
     try:
         commit = revision if revision and _COMMIT.fullmatch(revision) else None
@@ -46,16 +49,21 @@ def fetch(name: str, folders: Iterable[str] = (), files: Iterable[str] = ()) -> 
             commit = HfApi().model_info(repository, revision=revision, timeout=PATIENCE).sha
         return Path(snapshot_download(repository, revision=commit, allow_patterns=wanted))
     except Exception as error:  # what lies between here and the hub has errors of many libraries
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise ModelError(
+                f"model '{name}' cannot be kept in the hub's cache ({error.strerror}): free space there, or "
+                "set HF_HOME to a folder on another disk"
+            ) from error
         try:
             here = snapshot_download(
                 repository, revision=revision, allow_patterns=wanted, local_files_only=True
             )
         except LocalEntryNotFoundError:
-            raise _told(name, folders, error) from error
+            raise _told(name, folders, files, error) from error
         return Path(here)
 
 
-def _told(name: str, folders: tuple[str, ...], error: Exception) -> ModelError:
+def _told(name: str, folders: tuple[str, ...], files: tuple[str, ...], error: Exception) -> ModelError:
     """Why a repository is not to be had, and what can be done."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -65,7 +73,8 @@ def _told(name: str, folders: tuple[str, ...], error: Exception) -> ModelError:
     )
 
     repository, revision = hub_id(name) or (name, None)
-    included = [f'--include "{folder}/*"' for folder in folders]
+    # Configurations alone are asked for to see what a repository is: who downloads it wants all of it.
+    included = [f'--include "{one}"' for one in (*(f"{folder}/*" for folder in folders), *files) if folders]
     command = " ".join(
         ["hf download", repository, *([f"--revision {revision}"] if revision else []), *included]
     )

@@ -42,8 +42,10 @@ COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("lllyasviel/flux_redux_bfl", PARTS["hunyuan_video"][5:]),
     ),
     "wan": (("Wan-AI/Wan2.1-T2V-14B-Diffusers", PARTS["wan"]),),
+    "wan 48": (("Wan-AI/Wan2.2-TI2V-5B-Diffusers", PARTS["wan"]),),
 }
-"""Repositories that hold the parts which a family's released transformers come without."""
+"""Repositories that hold the parts which a family's released transformers come without; by family, and by
+latent channels where these want another codec."""
 HELIOS = "HeliosTransformer3DModel"
 PACKED = {
     "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
@@ -99,8 +101,13 @@ class Source:
         """
         parts = dict(self.parts)
         if self.repository is not None:
-            folder = fetch(self.repository)
-            parts = _parts_in(folder, (*OWN_PARTS, CODEBOOK, *self.needed))
+            wanted = (*OWN_PARTS, CODEBOOK, *self.needed)
+            # Beside a transformer of its own folder, repositories hold weights that nothing here reads.
+            apart = self.transformer.name == "transformer"
+            folder = (
+                fetch(self.repository, ("transformer", *wanted), CONFIGS) if apart else fetch(self.repository)
+            )
+            parts = _parts_in(folder, wanted)
         if not all(part in parts for part in OWN_PARTS):
             parts = self._gathered(parts)
         return replace(self, parts=parts, repository=None)
@@ -117,7 +124,9 @@ class Source:
             f"model '{self.name}' has no {', '.join(lacking)}: add --parts with a folder or hub id that "
             "holds them"
         )
-        for repository, held in COMPANIONS[self.spec.family]:
+        family = self.spec.family
+        companions = COMPANIONS.get(f"{family} {self.spec.latent_channels}", COMPANIONS[family])
+        for repository, held in companions:
             wanted = [part for part in lacking if part in held]
             if wanted:
                 try:
