@@ -210,6 +210,18 @@ def test_weights_in_another_dtype(hunyuan, umt5, picture):
     assert wan_conditioner(umt5, dtype=torch.bfloat16).encode(PROMPTS).prompt.dtype == torch.bfloat16
 
 
+def test_elsewhere_than_on_a_cpu_umt5_runs_in_bfloat16(umt5, monkeypatch):
+    conditioner, asked = wan_conditioner(umt5), []
+    first = conditioner.encode(PROMPTS)
+    monkeypatch.setattr(wan, "run_encoder", lambda *given: asked.append(given[2:4]) or [first.prompt[:1]])
+    conditioner.to("cpu")
+    conditioner.encode(PROMPTS)
+    assert asked == [], "it has not moved, and remembers"
+    conditioner.to("cuda")
+    conditioner.encode(PROMPTS[:1])
+    assert asked == [(torch.device("cuda"), torch.bfloat16)]
+
+
 def test_a_folder_keeps_its_dtype(umt5, tmp_path):
     folder = tmp_path / "text_encoder"
     UMT5EncoderModel.from_pretrained(umt5["text_encoder"], dtype=torch.bfloat16).save_pretrained(folder)

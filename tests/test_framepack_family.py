@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,16 @@ from diffusers import (
     HunyuanVideoFramepackPipeline,
     HunyuanVideoTransformer3DModel,
 )
+from diffusers.hooks import FirstBlockCacheConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from framepack import FramePackPipeline
 from framepack.cli import main
+from framepack.errors import InputError
 from framepack.generation.hashing import section_seed
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
+from framepack.models.loading import move_companions
 from framepack.models.source import resolve_model
 from framepack.planning.method import named_method
 from framepack.planning.planners import plan
@@ -399,3 +403,28 @@ def test_encoders_are_loaded_once_for_all_prompts_of_a_run(models: Path, monkeyp
     for _ in run.events():
         pass
     assert sorted(loaded) == ["CLIPTextModel", "LlamaModel", "SiglipVisionModel"]
+
+
+def test_a_cache_of_blocks_begins_anew_with_each_section(models: Path) -> None:
+    """At one step a section there is nothing to reuse, but for what the section before left."""
+    pipe = load(models / "whole")
+    plain = ours(pipe, 41, num_inference_steps=1)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    assert torch.equal(ours(pipe, 41, num_inference_steps=1), plain)
+
+
+def test_embeddings_without_the_pooled_one(pipe) -> None:
+    given = pipe.bundle.conditioner.encode([PROMPT])
+    with pytest.raises(InputError, match=r"^prompt_embeds: pooled is absent, .* takes \(1, \d+\)"):
+        pipe(image=picture(32, 32), prompt_embeds=given.prompt, num_frames=5)
+    with pytest.raises(InputError, match=r"image is \(1, 2, 3\), .* takes \(1, tokens, \d+\)"):
+        pipe(prompt_embeds=replace(given, image=torch.zeros(1, 2, 3)), num_frames=5)
+
+
+def test_all_parts_move_with_the_model(models: Path) -> None:
+    """Pretending that meta is a device that computes: the released VAE is in half precision there."""
+    bundle = load(models / "whole").bundle
+    bundle.conditioner.encode([PROMPT])
+    move_companions(bundle, torch.device("meta"))
+    assert (bundle.codec.device.type, bundle.codec.dtype) == ("meta", torch.float16)
+    assert bundle.conditioner.device.type == "meta" and not bundle.conditioner._texts

@@ -14,7 +14,7 @@ import torch
 from framepack.planning.timeline import Timeline
 
 CHUNK = 8
-"""Latents decoded together by a codec that knows no time: memory stays flat however long the video."""
+"""Latents decoded together by a codec that knows no time, and frames rounded together."""
 
 
 class Decoder(Protocol):
@@ -42,11 +42,13 @@ def decode_frames(
     left = timeline.frames
     for indices in _together(timeline):
         with torch.inference_mode():
-            pixels = codec.decode(fetch(indices))
-            frames = to_uint8(pixels[0]).cpu().numpy()
-        yield from frames[:left]
-        left -= len(frames)
-    assert left <= 0, f"the codec gave {-left} frames too few"
+            pixels = codec.decode(fetch(indices))[0]
+        # Rounded a few at a time: all of a clip in float32 would take as much again, several times.
+        for part in pixels.split(CHUNK, dim=1):
+            frames = to_uint8(part).cpu().numpy()
+            yield from frames[:left]
+            left = max(0, left - len(frames))
+    assert not left, f"the codec gave {left} frames too few"
 
 
 def _together(timeline: Timeline) -> Iterator[range]:

@@ -71,6 +71,8 @@ def sample_section(
         clean latents (B, C, T, h, w), float32.
     """
     prediction = model.config.prediction  # type: ignore[attr-defined]
+    if getattr(model, "is_cache_enabled", False):
+        model._reset_stateful_cache()  # type: ignore[attr-defined]  # of diffusers: it holds the section before
     steps = len(sigmas) - 1
     branches = _branches(prompt, negative if guidance != 1.0 else None, noise.device, context)
     # diffusers' caches of blocks would take the pass over the history for a step.
