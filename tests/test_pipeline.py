@@ -202,6 +202,9 @@ def test_weights_stored_in_another_type_are_another_run(tmp_path: Path) -> None:
     pipe.enable_layerwise_casting()
     with pytest.raises(OutputError, match="not of this run"):
         list(pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
+    with pytest.raises(InputError, match="stored in 8 bits"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_one_video_at_a_time(pipe: FramePackPipeline, tmp_path: Path) -> None:

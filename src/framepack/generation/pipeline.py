@@ -130,8 +130,17 @@ class FramePackPipeline:
         return cls(load_bundle(source, place, torch_dtype or pick_dtype("auto", place)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as a folder that ``from_pretrained`` loads; LoRAs on it are not part of it."""
+        """Write the model as a folder that ``from_pretrained`` loads; LoRAs on it are not part of it.
+
+        Raises:
+            InputError: weights that were rounded for storage, which is not what was loaded.
+        """
         with self._alone():
+            if any(weight.dtype.itemsize == 1 for weight in self.transformer.parameters()):
+                raise InputError(
+                    f"{self.spec.name}'s weights are stored in 8 bits: load it again and save it before "
+                    "enable_layerwise_casting"
+                )
             bundle, _ = with_loras(self.bundle, ())
             try:
                 bundle.save(Path(folder))
