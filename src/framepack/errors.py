@@ -6,6 +6,8 @@ prints it and ends with exit code 2; programming mistakes stay ``assert`` and ``
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 
 class FramePackError(Exception):
     """Root of all errors raised on purpose by framepack."""
@@ -30,11 +32,13 @@ class NotationError(InputError):
 
 
 class UnknownNameError(InputError):
-    """A name that is not in a table; the message lists the choices."""
+    """A name that is not in a table; the message lists the choices, and says which is nearest."""
 
     def __init__(self, what: str, name: str, choices: list[str] | tuple[str, ...]) -> None:
         self.name, self.choices = name, tuple(choices)
-        super().__init__(f"unknown {what} '{name}': choose one of {', '.join(choices)}")
+        near = get_close_matches(name, choices, 1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        super().__init__(f"unknown {what} '{name}': choose one of {', '.join(choices)}{nearest}")
 
 
 class UntrainedMethodError(InputError):

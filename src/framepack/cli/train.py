@@ -1,4 +1,4 @@
-"""``framepack train``: the bundled model from nothing, and its held-out check."""
+"""``framepack train``: the bundled model from nothing and its held-out check, and any model on real clips."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import typer
 if TYPE_CHECKING:
     from framepack.training.config import TrainConfig
 
-RECIPES = ("codec", "bundled", "bundled-gpu")
+FINE_TUNES = ("lora", "full", "wan-1.3b-lora", "hunyuan-13b-lora", "bundled-finetune")
+RECIPES = ("codec", "bundled", "bundled-gpu", *FINE_TUNES)
 CHECK = "Checking a model"
+TUNE = "Fine-tuning on real clips"
 
 
 def train(
@@ -20,6 +22,28 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command again resumes.")] = Path(
         "runs/train"
     ),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Packed model to fine-tune: a folder, a hub id or 'bundled'.",
+            show_default="bundled, for bundled-finetune",
+            rich_help_panel=TUNE,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cache of clips made by `framepack data cache`.", show_default=False, rich_help_panel=TUNE
+        ),
+    ] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or hub id of what the model comes without. May be repeated.",
+            show_default=False,
+            rich_help_panel=TUNE,
+        ),
+    ] = None,
     codec: Annotated[
         Path | None, typer.Option(help="Codec folder; default: the bundled one.", show_default=False)
     ] = None,
@@ -58,10 +82,11 @@ def train(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Where the check or the codec runs: auto, cpu, cuda or mps.")
+        str, typer.Option(help="Where the check, the codec or fine-tuning runs: auto, cpu, cuda or mps.")
     ] = "auto",
 ) -> None:
-    """Train the bundled model on its procedural world, or check how well a model follows its prompts."""
+    """Train the bundled model on its procedural world, fine-tune any packed model on real clips, or check how
+    well a model follows its prompts."""
     from framepack.errors import UnknownNameError
     from framepack.generation.places import probe
 
@@ -82,6 +107,9 @@ def train(
             return
         probe(out)
         train_codec(settings, out, device=str(pick_device(device)), workers=1)
+        return
+    if recipe in FINE_TUNES:
+        _fine_tune(recipe, model, data, parts or (), out, [f"device={device}", *(setting or ())], dry_run)
         return
 
     from framepack.models.spec import BUNDLED
@@ -104,6 +132,39 @@ def _config(recipe: str, codec: Path, settings: Sequence[str]) -> TrainConfig:
 
     make = {"bundled": recipes.bundled, "bundled-gpu": recipes.bundled_gpu}[recipe]
     return override(make(codec_digest(load_part("codec", codec))), *settings)
+
+
+def _fine_tune(
+    recipe: str,
+    model: str | None,
+    data: Path | None,
+    parts: Sequence[str],
+    out: Path,
+    settings: Sequence[str],
+    dry_run: bool,
+) -> None:
+    from framepack.errors import InputError
+    from framepack.generation.places import probe
+    from framepack.models.source import resolve_model
+    from framepack.recipes import finetune as recipes
+    from framepack.recipes.override import override
+
+    if model is None and recipe != "bundled-finetune":
+        raise InputError(f"recipe {recipe} starts from a model: add --model")
+    source = resolve_model(model or "bundled", parts)
+    make = getattr(recipes, recipe.replace("-", "_").replace(".", "_"))
+    config = override(make(source.spec), *settings)
+    if dry_run:
+        _print(config)
+        return
+    if data is None:
+        raise InputError(
+            f"recipe {recipe} learns from clips: make a cache with `framepack data cache`, and add --data"
+        )
+    from framepack.training.finetune import finetune
+
+    probe(out)
+    typer.echo(str(finetune(config, out, source, data)))
 
 
 def _print(settings: Any) -> None:

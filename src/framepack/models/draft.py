@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from framepack.errors import OutputError
 from framepack.models.spec import SPEC_FILE
 
@@ -86,8 +88,8 @@ def _move(draft: Path, place: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    reason = error.strerror or type(error).__name__
+def _unwritable(out: Path, error: OSError | SafetensorError) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return OutputError(
         f"output '{out}' cannot be written ({reason}): free space there or choose another place"
     )
@@ -114,11 +116,20 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     """Have ``write`` fill a draft of ``folder`` beside it, then move its files in.
 
     A process that dies while it writes leaves the folder as it was, and a reader never finds half a file.
+
+    Raises:
+        OutputError: the draft cannot be written; nothing of it is left.
     """
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    write(draft)
+    try:
+        draft.mkdir(parents=True)
+        write(draft)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, OutputError):
+            raise _unwritable(folder, error) from error
+        raise
     for file in sorted(path for path in draft.rglob("*") if path.is_file()):
         place = folder / file.relative_to(draft)
         place.parent.mkdir(parents=True, exist_ok=True)

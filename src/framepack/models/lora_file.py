@@ -41,7 +41,7 @@ _OTHER_KINDS = {
     ".lora_mid": "LoCon in Tucker form",
     ".oft_": "OFT",
 }
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps the PEFT configuration
+METADATA = "lora_adapter_metadata"  # where diffusers keeps the PEFT configuration
 _KERNELS = "packing_kernels."
 
 
@@ -232,14 +232,14 @@ class _Scales:
     def __init__(self, what: str, metadata: Mapping[str, str]) -> None:
         self.what, self.unknown = what, False
         try:
-            config = json.loads(metadata.get(_METADATA, "{}"))
+            config = json.loads(metadata.get(METADATA, "{}"))
             self.config = {str(k).removeprefix("transformer."): v for k, v in config.items()}
             self.patterns = {str(k): float(v) for k, v in self.config.get("alpha_pattern", {}).items()}
             alpha = self.config.get("lora_alpha")
             self.alpha = None if alpha is None else float(alpha)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"{what} has metadata ('{_METADATA}') that cannot be read: save it again"
+                f"{what} has metadata ('{METADATA}') that cannot be read: save it again"
             ) from error
         if self.config.get("use_dora"):
             raise ModelError(f"{what} is a DoRA, which is not supported: use a plain LoRA")

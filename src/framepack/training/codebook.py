@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from framepack.data.latents import LatentCache
+from framepack.data.reader import EncodedClips
 from framepack.errors import InputError
 from framepack.packing.discretisation import codewords
 
@@ -65,13 +66,16 @@ def _start(pixels: torch.Tensor, size: int, generator: torch.Generator) -> torch
     return pixels[chosen].clone()
 
 
-def pixels_of(cache: LatentCache, size: int, seed: int, batches: int = BATCHES) -> Iterator[torch.Tensor]:
+def pixels_of(
+    cache: LatentCache | EncodedClips, size: int, seed: int, batches: int = BATCHES
+) -> Iterator[torch.Tensor]:
     """Random pixels (n, C) of a cache, enough for K = ``size``: of 16 clips a batch, four frames each."""
     rng = np.random.default_rng([seed, size])
     count = max(PIXELS, PER_WORD * size)
     for _ in range(batches):
         clips = cache.draw(rng, 16)
-        frames = [rng.integers(0, cache.config.frames, 4).tolist() for _ in clips]
+        lengths = (cache.config.frames if isinstance(cache, LatentCache) else cache.lengths[c] for c in clips)
+        frames = [rng.integers(0, length, 4).tolist() for length in lengths]
         latents = cache.latents(clips, frames).movedim(1, -1).flatten(0, -2)
         chosen = torch.from_numpy(rng.integers(0, len(latents), count))
         yield latents[chosen.to(latents.device)]

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from framepack.data.ranges import SHARE, check
-from framepack.errors import InputError, UnknownNameError
-from framepack.planning.method import METHODS, Method
+from framepack.errors import InputError
+from framepack.planning.method import Method, method_from_spec
 from framepack.planning.planners import plan
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
@@ -28,7 +28,7 @@ class DrawConfig:
     """Shares of the kinds of sample.
 
     Args:
-        methods: weight of each method by friendly name; one of weight 0 is not taught.
+        methods: weight of each method by name or in the paper's notation; one of weight 0 is not taught.
         image: share of plans with a start frame. end, middle: with a keyframe there.
         first: share of draws that take a plan's first section, which long plans would make rare.
         short: share of plans of at most four sections.
@@ -59,8 +59,7 @@ class DrawConfig:
     def __post_init__(self) -> None:
         check(self, SHARE, "image", "end", "middle", "first", "short", "full")
         for name, weight in self.methods.items():
-            if name not in METHODS:
-                raise UnknownNameError("method", name, list(METHODS))
+            method_from_spec(name)  # raises where it is none
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise InputError(f"weight {weight!r} of method {name} must be 0 or more: change it")
         if not self.taught:
@@ -77,7 +76,8 @@ class DrawConfig:
 class Draw:
     """A section, the method it is of by name and by value, and how many frames its clip must have.
 
-    ``before``: the sections of the same plan that are made earlier, in their order.
+    ``before``: the sections of the same plan that are made earlier, in their order. ``known``: the frames
+    that the plan is given.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Draw:
     section: Section
     frames: int
     before: tuple[Section, ...] = ()
+    known: tuple[int, ...] = ()
 
 
 def draw_section(
@@ -102,7 +103,8 @@ def draw_section(
         sections = _sections(timeline, methods[name])
         if len(sections):
             index = 0 if rng.random() < config.first else int(rng.integers(len(sections)))
-            return Draw(name, methods[name], sections[index], timeline.frames, sections[:index])
+            before = sections[:index]
+            return Draw(name, methods[name], sections[index], timeline.frames, before, timeline.known)
 
 
 def _draw_timeline(rng: np.random.Generator, config: DrawConfig, size: int, clip_frames: int) -> Timeline:

@@ -32,19 +32,20 @@ class Log:
         self._losses.append(loss)
         self._norms.append(norm)
 
-    def write(self, step: int) -> None:
-        """The row of ``step``; every process must call it."""
+    def write(self, step: int) -> tuple[float, float]:
+        """Write the row of ``step`` and return its loss and norm; every process must call it."""
         means = torch.stack([torch.stack(part).mean() for part in (self._losses, self._norms)])
         self._losses, self._norms = [], []
         if dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
+        loss, norm = means.tolist()
         if self.rank == 0:
-            loss, norm = means.tolist()
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "loss": loss, "norm": norm}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+        return loss, norm
 
 
 def _step(line: str) -> float:

@@ -24,6 +24,7 @@ from framepack.training.codebook import fit_codebook, pixels_of
 from framepack.training.config import TrainConfig
 from framepack.training.corruption import own_history
 from framepack.training.draw import draw_section
+from framepack.training.finetune_config import FineTuneConfig
 from framepack.training.log import Log
 from framepack.training.machine import cores
 from framepack.training.masters import Masters
@@ -33,9 +34,9 @@ from framepack.training.objective import loss_of, make_batch
 from framepack.training.progress import Advance, progress
 
 
-def rate_scale(step: int, config: TrainConfig) -> float:
+def rate_scale(step: int, config: TrainConfig | FineTuneConfig) -> float:
     """Linear warm-up, constant, then linear decay to 2 % over the last ``config.decay`` of the steps."""
-    left = (config.steps - step) / (config.decay * config.steps)
+    left = (config.steps - step) / (config.decay * config.steps) if config.decay else 1.0
     return min((step + 1) / config.warmup, 1.0) * max(min(left, 1.0), 0.02)
 
 
