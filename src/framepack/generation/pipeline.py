@@ -9,67 +9,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Unpack
 
 import numpy as np
 import torch
-from PIL import Image
 
 from framepack.conditioning.embeds import Conditioning, GivenConditioner
 from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Event
 from framepack.generation.prepare import prepare, with_loras
-from framepack.generation.request import MAX_SEED, GenerateRequest
+from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
+from framepack.generation.settings import (
+    OUTPUT_TYPES,
+    RENAMED,
+    OutputType,
+    Picture,
+    Settings,
+    draw_seed,
+    read_loras,
+    read_picture,
+    shown,
+)
 from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import check_given, load_bundle, move_companions
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
-from framepack.video.images import as_rgb
-
-OutputType = Literal["pil", "np", "pt", "latent"]
-OUTPUT_TYPES = get_args(OutputType)
-Picture = Path | str | Image.Image | np.ndarray
-Embeds = Conditioning | torch.Tensor
-
-_RENAMED = {"num_frames": "frames", "num_inference_steps": "steps", "guidance_scale": "guidance"}
-"""Settings that diffusers' pipelines name otherwise than the command line."""
-
-
-class Settings(TypedDict, total=False):
-    """What can be settled about a video; all that is left out is the model's own choice.
-
-    num_frames, seconds: length, one of the two; 5 s when neither is given.
-    height, width: one of the model's sizes, in pixels; both or none.
-    method, schedule: as ``framepack generate`` takes them. untrained: allow all of them, and all sizes.
-    num_inference_steps: per section. solver: euler or unipc.
-    guidance_scale: of classifier-free guidance, 1 is none. embedded_guidance: of distilled models.
-    seed: of the noise. generator: draws the seed where none is given; with neither it is 0.
-    prompt_embeds, negative_prompt_embeds: in place of the prompts; a tensor is (1, L, D), and families that
-        take more than that need a ``Conditioning``.
-    loras: for this call alone, in place of those that were loaded.
-    """
-
-    negative_prompt: str
-    num_frames: int | None
-    seconds: float | None
-    height: int | None
-    width: int | None
-    method: str | None
-    schedule: str | None
-    untrained: bool
-    num_inference_steps: int | None
-    solver: str | None
-    guidance_scale: float | None
-    embedded_guidance: float | None
-    seed: int | None
-    generator: torch.Generator | None
-    prompt_embeds: Embeds | None
-    negative_prompt_embeds: Embeds | None
-    loras: Sequence[str | Path | Lora] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +147,7 @@ class FramePackPipeline:
             InputError: no such file. ModelError: a LoRA of another model; the model is then as it was.
         """
         with self._alone():
-            self.bundle, told = with_loras(self.bundle, _loras(files))
+            self.bundle, told = with_loras(self.bundle, read_loras(files))
         return told
 
     # Where its weights lie -------------------------------------------------------------------------
@@ -300,7 +268,7 @@ class FramePackPipeline:
                     with_loras(run.bundle, self.bundle.loras)
             frames = latents[0]
             if output_type != "latent":
-                frames = _shown(np.stack([*self._decode(run, latents)]), output_type)
+                frames = shown(np.stack([*self._decode(run, latents)]), output_type)
         return FramePackOutput(frames=frames, fps=run.config.fps, warnings=run.warnings)
 
     def stream(
@@ -363,44 +331,16 @@ class FramePackPipeline:
         generator, loras = asked.pop("generator", None), asked.pop("loras", None)
         seed = asked.pop("seed", None)
         if seed is None:
-            seed = 0 if generator is None else _draw(generator)
+            seed = 0 if generator is None else draw_seed(generator)
         return GenerateRequest(
             **said,
-            image=_picture(image),
+            image=read_picture(image),
             size="auto" if height is None else f"{width}x{height}",
             seed=seed,
-            loras=self.bundle.loras if loras is None else _loras(loras),
-            **{_RENAMED.get(name, name): value for name, value in asked.items()},
+            loras=self.bundle.loras if loras is None else read_loras(loras),
+            **{RENAMED.get(name, name): value for name, value in asked.items()},
         ), bundle
 
     @staticmethod
     def _decode(run: PreparedRun, latents: torch.Tensor) -> Iterator[np.ndarray]:
         return decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.timeline)
-
-
-def _picture(image: Picture | None) -> Path | Image.Image | None:
-    if image is None or isinstance(image, Path):
-        return image
-    if isinstance(image, str):
-        return Path(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"image of {image.dtype} {image.shape}: give uint8 (height, width, 3)")
-        return Image.fromarray(image)
-    return as_rgb(image)
-
-
-def _draw(generator: torch.Generator) -> int:
-    return int(torch.randint(MAX_SEED, (1,), generator=generator, device=generator.device))
-
-
-def _loras(files: Sequence[str | Path | Lora]) -> tuple[Lora, ...]:
-    return tuple(file if isinstance(file, Lora) else Lora.parse(str(file)) for file in files)
-
-
-def _shown(frames: np.ndarray, output_type: OutputType) -> Any:
-    """uint8 (F, H, W, 3) as ``output_type`` has it."""
-    if output_type == "pil":
-        return [Image.fromarray(frame) for frame in frames]
-    scaled = frames.astype(np.float32) / 255
-    return scaled if output_type == "np" else torch.from_numpy(scaled).permute(0, 3, 1, 2)
