@@ -165,6 +165,18 @@ def test_saved_and_loaded_gives_the_same_bytes(pipe: FramePackPipeline, tmp_path
         FramePackPipeline.from_pretrained(tmp_path / "nothing")
 
 
+def test_a_model_saved_over_a_sharded_one_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    pipe, folder = FramePackPipeline(tiny_bundle()), tmp_path / "model"
+    pipe.transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    (folder / "transformer" / "notes.txt").write_text("mine")
+    pipe.save_pretrained(folder)
+    left = {path.name for path in (folder / "transformer").iterdir()}
+    assert left == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
+    again = FramePackPipeline.from_pretrained(folder, device="cpu", torch_dtype=pipe.dtype)
+    assert torch.equal(latents(pipe), latents(again))
+
+
 def test_weights_that_come_when_their_turn_comes(tmp_path: Path) -> None:
     """diffusers' group offload, from CPU to CPU, changes no byte; a smaller storage type does."""
     plain = latents(FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu"))

@@ -31,16 +31,17 @@ def pick_device(wanted: str | None) -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 on CUDA and on CPUs that compute in it, float32 elsewhere."""
+    """``auto``: bfloat16 on GPUs and CPUs that compute in it, float32 elsewhere."""
     if wanted == "auto":
-        native = device.type == "cpu" and _computes_bfloat16()
-        wanted = "bfloat16" if native or device.type == "cuda" else "float32"
+        wanted = "bfloat16" if _computes_bfloat16(device) else "float32"
     return getattr(torch, wanted)
 
 
-def _computes_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for it; without them it is slower than float32."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # absent from older PyTorch
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # absent from older PyTorch
         return False
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

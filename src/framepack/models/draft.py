@@ -130,8 +130,14 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
         if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, OutputError):
             raise _unwritable(folder, error) from error
         raise
+    written = set()
     for file in sorted(path for path in draft.rglob("*") if path.is_file()):
         place = folder / file.relative_to(draft)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
+        written.add(place)
+    # What an older model left: an index that stays would name shards in the place of one new file.
+    for place in {place.parent for place in written}:
+        for old in set(place.glob("diffusion_pytorch_model*")) - written:
+            old.unlink()
     shutil.rmtree(draft)
