@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import random
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,7 @@ from framepack.training.finetune import finetune, taught_methods
 from framepack.training.finetune_config import FineTuneConfig, FlowConfig
 from framepack.training.flow_matching import Shown, flow_loss, noise_levels, show
 from framepack.training.lora import PLAIN_FILE
+from tiny import save_tiny
 from tiny_clips import SECTION, save_clips, save_model, wan_transformer
 
 FAMILIES = ("hunyuan_video", "wan")
@@ -195,6 +201,61 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     finetune(config, tmp_path, str(model), cache)
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [2, 4]
+
+
+def test_killed_at_random_moments_the_curve_joins(
+    places: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    model, cache = places["wan"]
+    config = config_of(model, "lora", "steps=24", "save_every=3", "log_every=1")
+    finetune(config, tmp_path / "one", str(model), cache)
+    rng, rows = random.Random(0), tmp_path / "two" / "metrics.jsonl"
+    for target in sorted(rng.sample(range(1, 22), 5)):
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            finetune(config, tmp_path / "two", str(model), cache)
+            os._exit(0)
+        while not rows.exists() or len(rows.read_bytes().splitlines()) < target:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    finetune(config, tmp_path / "two", str(model), cache)
+    for name in ("metrics.jsonl", "state.safetensors", "lora.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full"])
+def test_a_model_of_framepacks_own(recipe: str, tmp_path: Path) -> None:
+    """It predicts the clean latent, sees what lies beside its targets, and its codec knows no time."""
+    model = save_tiny(tmp_path / "model")
+    cache = save_clips(model, tmp_path, frames=24)
+    shares = ("draw.methods.similar=0", "draw.methods.planned=1")
+    config = config_of(model, recipe, "steps=8", "log_every=1", *(shares if recipe == "full" else ()))
+    assert config.draw.end > 0 and "similar" not in config.draw.taught
+    made = finetune(config, tmp_path / "out", str(model), cache)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(row["norm"] > 0 for row in rows)
+    loaded = load_bundle(str(made if recipe == "full" else model))
+    if recipe == "lora":
+        apply_loras(loaded.transformer, [Lora(made)])
+    else:
+        assert "planned" in loaded.spec.methods
+
+
+def test_isolated_and_discretised_history_make_another_model(
+    places: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    model, cache = places["wan"]
+    config = config_of(model, "full", "isolated_history=true", "codewords=8", "draw.methods.vanilla=1")
+    bundle = load_bundle(str(finetune(config, tmp_path, str(model), cache)))
+    assert bundle.transformer.config.isolated_history and bundle.codebook is not None
+    assert bundle.codebook.centroids.shape == (8, 16)
+    methods = bundle.spec.methods
+    assert set(methods) == {"f1", "vanilla"}
+    assert all(m.discretized and m.history_timestep == "zero" for m in methods.values())
 
 
 # What comes out ----------------------------------------------------------------------------------------
@@ -385,6 +446,8 @@ def test_what_cannot_be_trained_is_told(places: dict[str, tuple[Path, Path]], tm
     told(ModelError, "cannot be written as Helios", *kernels, recipe="full")
     guidance = "objective.guidance=null"
     told(InputError, "takes guidance as an input", guidance, model=str(other), data=theirs)
+    if not find_spec("tensorboard"):
+        told(InputError, "TensorBoard is not installed", "tensorboard=true")
     with pytest.raises(InputError, match="recipe hunyuan-13b-lora is for family hunyuan_video"):
         recipes.hunyuan_13b_lora(resolve_model(str(model)).spec)
 

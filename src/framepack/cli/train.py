@@ -148,12 +148,14 @@ def _fine_tune(
     from framepack.models.source import resolve_model
     from framepack.recipes import finetune as recipes
     from framepack.recipes.override import override
+    from framepack.training.finetune import finetune, taught_methods
 
     if model is None and recipe != "bundled-finetune":
         raise InputError(f"recipe {recipe} starts from a model: add --model")
     source = resolve_model(model or "bundled", parts)
     make = getattr(recipes, recipe.replace("-", "_").replace(".", "_"))
     config = override(make(source.spec), *settings)
+    taught_methods(config, source.spec)
     if dry_run:
         _print(config)
         return
@@ -161,8 +163,6 @@ def _fine_tune(
         raise InputError(
             f"recipe {recipe} learns from clips: make a cache with `framepack data cache`, and add --data"
         )
-    from framepack.training.finetune import finetune
-
     probe(out)
     typer.echo(str(finetune(config, out, source, data)))
 

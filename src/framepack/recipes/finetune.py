@@ -12,7 +12,9 @@ from framepack.training.finetune_config import AdapterConfig, FineTuneConfig, Fl
 
 def lora(spec: ModelSpec) -> FineTuneConfig:
     """A LoRA for any model, with its methods, flow shift and guidance."""
-    draw = DrawConfig(methods=dict.fromkeys(spec.methods, 1.0))
+    # Which history is important by its latents, no plan knows.
+    names = [name for name, method in spec.methods.items() if method.importance.kind == "time"]
+    draw = DrawConfig(methods=dict.fromkeys(names, 1.0))
     if spec.temporal_stride > 1:
         # A keyframe is coded alone, and the latents of a clip after its first are not.
         draw = replace(draw, end=0.0, middle=0.0)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from framepack.data.latents import CacheConfig
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
-from framepack.errors import InputError
+from framepack.errors import InputError, UnknownNameError
 from framepack.packing.schedule import Kernel
+from framepack.planning.method import METHODS
 from framepack.training.corruption import CorruptionConfig, RolloutConfig
 from framepack.training.draw import DrawConfig
 
@@ -114,6 +115,9 @@ class TrainConfig:
         check(self, POSITIVE, "fps", "rate", "decay", "clip")
         check(self, AMOUNT, "weight_decay", "max_gap", "seed")
         check(self, SHARE, "decay", "ema")
+        for name in self.draw.methods:
+            if name not in METHODS:
+                raise UnknownNameError("method", name, list(METHODS))
         if self.processes > 1 and self.device not in ("auto", "cpu"):
             raise InputError(
                 f"{self.processes} processes on device '{self.device}': several train on CPUs only; "

@@ -14,7 +14,7 @@ import numpy as np
 
 from framepack.data.ranges import SHARE, check
 from framepack.errors import InputError
-from framepack.planning.method import Method, method_from_spec
+from framepack.planning.method import Method
 from framepack.planning.planners import plan
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
@@ -28,7 +28,7 @@ class DrawConfig:
     """Shares of the kinds of sample.
 
     Args:
-        methods: weight of each method by name or in the paper's notation; one of weight 0 is not taught.
+        methods: weight of each method by name; one of weight 0 is not taught.
         image: share of plans with a start frame. end, middle: with a keyframe there.
         first: share of draws that take a plan's first section, which long plans would make rare.
         short: share of plans of at most four sections.
@@ -59,7 +59,6 @@ class DrawConfig:
     def __post_init__(self) -> None:
         check(self, SHARE, "image", "end", "middle", "first", "short", "full")
         for name, weight in self.methods.items():
-            method_from_spec(name)  # raises where it is none
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise InputError(f"weight {weight!r} of method {name} must be 0 or more: change it")
         if not self.taught:

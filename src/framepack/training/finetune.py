@@ -85,9 +85,15 @@ def taught_methods(config: FineTuneConfig, spec: ModelSpec) -> dict[str, Method]
     """The methods that are drawn, by their names in ``config.draw``.
 
     Raises:
-        UnknownNameError, NotationError: a name that is none. InputError: kernels that the model cannot have.
+        UnknownNameError, NotationError: a name that is none. InputError: kernels that the model cannot have,
+        or history that is ranked by its latents.
     """
     methods = {name: spec.method(name, untrained=True) for name in config.draw.taught}
+    for method in methods.values():
+        if method.importance.kind != "time":
+            raise InputError(
+                f"importance '{method.importance.kind}' of method {method}: train with importance by time"
+            )
     if config.codewords is not None:
         methods = {name: replace(method, discretized=True) for name, method in methods.items()}
     if config.isolated_history:
