@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import tempfile
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from framepack.generation.events import Decoded, Finished, SectionFinished, Started
+from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.models.bundle import Bundle
 
 MIB = 1024 * 1024
+
+
+class _Enough(Exception):
+    """Ends a run that need not be finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,9 @@ def measure(
         job = prepare(replace(request, out=folder / "video.mp4", workdir=folder / "run"), bundle)
         cost.context_tokens, cost.frames, cost.fps = job.context_tokens, job.config.frames, job.config.fps
         begun, cpu = time.perf_counter(), time.process_time()
-        events = job.events()
-        for event in events:
+
+        def told(event: Event) -> None:
+            nonlocal begun, cpu
             if isinstance(event, Started):
                 begun, cpu = time.perf_counter(), time.process_time()
             elif isinstance(event, SectionFinished):
@@ -83,12 +89,14 @@ def measure(
                 cpu = spent
                 on_section(cost, event.sections)
                 if stop(cost):
-                    events.close()  # type: ignore[attr-defined]
-                    break
+                    raise _Enough
             elif isinstance(event, Decoded):
                 cost.resident = resident()
             elif isinstance(event, Finished):
                 cost.stages = dict(event.seconds)
+
+        with contextlib.suppress(_Enough):
+            job.carry_out(told)
         cost.wall = time.perf_counter() - begun
     return cost
 

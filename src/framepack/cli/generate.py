@@ -15,7 +15,7 @@ from framepack.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from framepack.generation.events import Finished
+    from framepack.generation.events import Event, Finished
 
 SHEET_FRAMES, SHEET_COLUMNS = 15, 5
 
@@ -168,10 +168,14 @@ def generate(
             check_png(sheet, source, image=image, overwrite=overwrite)
         for warning in run.warnings:
             progress.warn(warning)
-        for event in run.events():
+
+        def told(event: Event) -> None:
+            nonlocal finished
             progress.show(event)
             if isinstance(event, Finished):
                 finished = event
+
+        run.carry_out(told)
     assert finished is not None, "a run ends with Finished or an error"
     if sheet is not None:
         save_png(sheet_of(finished.out, title=prompt), sheet, source)

@@ -62,13 +62,20 @@ class PreparedRun:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def events(self) -> Iterator[Event]:
-        """Carry the run out. Closing the iterator stops it; the same request resumes it.
+    def carry_out(self, on_event: Callable[[Event], None]) -> None:
+        """Carry the run out in this thread. What ``on_event`` raises stops it; the same request resumes it.
 
         Raises:
             OutputError, RunConflictError: the places changed since they were checked, or the disk is full.
         """
-        return stream(lambda emit: run(self, emit))
+        run(self, on_event)
+
+    def events(self) -> Iterator[Event]:
+        """The same as an iterator, in a thread of its own. Closing it stops the run.
+
+        On a CPU it is slower: PyTorch then has workers for both threads, and more of them than cores.
+        """
+        return stream(self.carry_out)
 
     def redo(self, section: int, prompt: str | None = None) -> None:
         """Have the next ``events`` make a section anew: other noise and, if given, another prompt.
