@@ -11,6 +11,7 @@ from diffusers import (
     HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoTransformer3DModel,
 )
+from diffusers.models.attention_dispatch import attention_backend
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError, ModelError
@@ -337,7 +338,9 @@ def test_weights_at_rest_in_eight_bits_leave_the_kernels_alone():
 def test_the_attention_backend_is_chosen_for_every_block():
     model, x, given, t = packed(), latents(S), conditioning(5), torch.tensor([500.0])
     expected = model(x, t, given)
-    model.set_attention_backend("_native_math")
-    blocks = (*model.transformer_blocks, *model.single_transformer_blocks)
-    assert {block.attn.processor._attention_backend.value for block in blocks} == {"_native_math"}
-    torch.testing.assert_close(model(x, t, given), expected, atol=1e-5, rtol=1e-4)
+    # Setting one makes it the process's own, too: the block puts back what was there.
+    with attention_backend("native"):
+        model.set_attention_backend("_native_math")
+        blocks = (*model.transformer_blocks, *model.single_transformer_blocks)
+        assert {block.attn.processor._attention_backend.value for block in blocks} == {"_native_math"}
+        torch.testing.assert_close(model(x, t, given), expected, atol=1e-5, rtol=1e-4)
