@@ -12,7 +12,8 @@ from PIL import Image
 
 from framepack.cli import main
 from framepack.codecs.frame import FrameAutoencoder
-from framepack.data.latents import CacheConfig, LatentCache, build_cache, codec_digest
+from framepack.data.fingerprint import module_digest
+from framepack.data.latents import CacheConfig, LatentCache, build_cache
 from framepack.errors import InputError, ModelError
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
@@ -248,7 +249,7 @@ def test_training_fits_a_codebook_and_saves_it_with_the_model(tmp_path):
         decoder_blocks=(1, 1),
     )
     codec.save_pretrained(tmp_path / "codec")
-    digest = codec_digest(codec)
+    digest = module_digest(codec)
     cache = CacheConfig(clips=4, frames=20, sizes=((32, 32),), seed=0, codec=digest)
     base = replace(bundled(digest), cache=cache, steps=2, micro=2, processes=1, warmup=1, device="cpu")
     settings = ("network.heads=1", "network.head_dim=16", "network.layers=1", "network.ffn=16")

@@ -123,6 +123,7 @@ PUBLIC = {
 
 
 INTERNAL = {
+    "framepack.errors": ["first_line"],
     "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "read_levels", "released"],
     "framepack.planning.method": ["NamedMethod", "method_from_spec"],
     "framepack.planning.planners": ["anti_drifting", "forward", "inverted", "paddings", "planned", "tile"],

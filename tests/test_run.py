@@ -9,7 +9,6 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +54,7 @@ METHODS = [
 FRAMES = 29  # ten sections of 3, the last one shortened
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums over other numbers of threads round differently; processes that are compared share one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def job(folder: Path, bundle: Bundle | None = None, **values: object) -> PreparedRun:

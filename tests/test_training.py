@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from framepack.cli import app
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.lexicon import parse
+from framepack.data.fingerprint import module_digest
 from framepack.data.latents import (
     CacheConfig,
     LatentCache,
     build_cache,
     claim_cache,
-    codec_digest,
     encode_shard,
     shard_path,
 )
@@ -73,7 +73,7 @@ def codec_folder(tmp_path_factory):
 
 @pytest.fixture
 def config(codec_folder):
-    digest = codec_digest(FrameAutoencoder.from_pretrained(codec_folder))
+    digest = module_digest(FrameAutoencoder.from_pretrained(codec_folder))
     base = bundled(digest)
     return replace(
         base,
@@ -464,9 +464,9 @@ def test_the_card_of_a_cache_is_written_once(config, tmp_path, monkeypatch):
 
 def test_the_digest_of_a_codec_covers_its_scale(codec_folder):
     one, two = (FrameAutoencoder.from_pretrained(codec_folder) for _ in range(2))
-    assert codec_digest(one) == codec_digest(two)
+    assert module_digest(one) == module_digest(two)
     two.register_to_config(scale=2.0)
-    assert codec_digest(one) != codec_digest(two)
+    assert module_digest(one) != module_digest(two)
 
 
 def test_cores_are_those_that_may_be_used(monkeypatch):

@@ -9,6 +9,11 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 
+def first_line(error: Exception) -> str:
+    """What another program's error says, cut to its first line that says anything; else its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class FramePackError(Exception):
     """Root of all errors raised on purpose by framepack."""
 

@@ -125,13 +125,13 @@ def train(
 
 
 def _config(recipe: str, codec: Path, settings: Sequence[str]) -> TrainConfig:
-    from framepack.data.latents import codec_digest
+    from framepack.data.fingerprint import module_digest
     from framepack.models.loading import load_part
     from framepack.recipes import bundled as recipes
     from framepack.recipes.override import override
 
     make = {"bundled": recipes.bundled, "bundled-gpu": recipes.bundled_gpu}[recipe]
-    return override(make(codec_digest(load_part("codec", codec))), *settings)
+    return override(make(module_digest(load_part("codec", codec))), *settings)
 
 
 def _fine_tune(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from framepack.errors import ModelError
+from framepack.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read ({error.strerror}): download it again") from error
     except ValueError as error:
-        raise ModelError(f"'{path}' is not JSON ({_first_line(error)}): download it again") from error
+        raise ModelError(f"'{path}' is not JSON ({first_line(error)}): download it again") from error
     if not isinstance(found, dict):
         raise ModelError(f"'{path}' must hold a JSON object: download it again")
     return found
@@ -72,7 +72,7 @@ def check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"'{file}' is cut short or no safetensors file ({_first_line(error)}): download it again"
+                f"'{file}' is cut short or no safetensors file ({first_line(error)}): download it again"
             ) from error
 
 
@@ -104,7 +104,7 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype | str, also: Sequenc
             **{"dtype" if transformers_config else "torch_dtype": dtype},
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelError(f"'{folder}' cannot be loaded ({_first_line(error)}): download it again") from error
+        raise ModelError(f"'{folder}' cannot be loaded ({first_line(error)}): download it again") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -112,7 +112,3 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype | str, also: Sequenc
             "download it again"
         )
     return module.eval().requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

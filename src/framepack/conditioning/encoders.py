@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,10 +11,10 @@ import torch
 from transformers import AutoTokenizer
 
 from framepack.codecs.loading import CONFIG_FILE, load_module, read_json
-from framepack.errors import ModelError
+from framepack.errors import ModelError, first_line
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 KEPT = 64
 """Encoded prompts that a conditioner remembers; each takes a few megabytes."""
@@ -63,7 +62,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"'{folder}' has no tokenizer that can be read ({reason}): download it again"
         ) from error
@@ -123,8 +122,3 @@ def remember(store: dict[str, Any], key: str, value: Any) -> None:
     store[key] = value
     while len(store) > KEPT:
         del store[next(iter(store))]
-
-
-def picture_key(picture: Image) -> str:
-    """The sha256 of a picture's size and pixels."""
-    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()

@@ -20,12 +20,12 @@ from framepack.conditioning.encoders import (
     cut_remark,
     finite,
     load_tokenizer,
-    picture_key,
     remember,
     run_encoder,
     width_of,
 )
-from framepack.errors import ModelError
+from framepack.errors import ModelError, first_line
+from framepack.video.images import picture_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,7 +197,7 @@ class HunyuanVideoConditioner:
 
     def _image(self, picture: Image) -> torch.Tensor:
         """Image tokens (1, I, E) of a picture."""
-        key = picture_key(picture)
+        key = picture_digest(picture)
         if key not in self._images:
             remember(self._images, key, self.look([picture]))
         return self._images[key]
@@ -213,7 +213,7 @@ class HunyuanVideoConditioner:
             # Pillow's resampling, so that machines with and without torchvision agree.
             extractor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ModelError(
                 f"'{folder}' has no image processor that can be read ({reason}): download it again"
             ) from error

@@ -5,7 +5,6 @@ Legend: K clips of one shard, T frames of a clip, C latent channels, h w latent 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import deque
@@ -88,15 +87,6 @@ class CacheConfig:
             for clips in [self.clips_of(index)]
             for start in range(clips.start, clips.stop, SHARD)
         )
-
-
-def codec_digest(codec: FrameAutoencoder) -> str:
-    """sha256 of the codec's weights and of the settings that its latents depend on."""
-    settings = {name: value for name, value in codec.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=65536)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from framepack.generation.hashing import hash_json
 from framepack.generation.request import GenerateRequest, Selection
 from framepack.models.lora import digest
+from framepack.video.images import picture_digest
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from framepack.models.bundle import Bundle
 
@@ -102,13 +102,6 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         loras=digest(request.loras) if request.loras else None,
         sigmas=spec.sigmas,
     )
-
-
-def picture_digest(picture: Image) -> str:
-    """sha256 of a picture's size and RGB bytes."""
-    import hashlib
-
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

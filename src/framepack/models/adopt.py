@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
-from framepack.errors import InputError, ModelError, UnknownNameError
+from framepack.errors import InputError, ModelError, UnknownNameError, first_line
 from framepack.models.base import PACKED, STACKS, Base, read_base
 from framepack.models.card import model_card
 from framepack.models.draft import bring, check_place, draft_folder
@@ -291,7 +291,7 @@ def _packed(base: Base, fresh: Iterable[Kernel], layers: dict[str, tuple[int, ..
         with init_empty_weights(include_buffers=False):
             return PACKED[base.family](**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"'{base.folder / 'config.json'}' describes no model ({reason}): fetch it again"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from framepack.codecs.loading import CONFIG_FILE, read_json
 from framepack.errors import ModelError
-from framepack.models.families import CLASSES
+from framepack.models.families import ADOPTED
 from framepack.models.hunyuan_video import RELEASED_KERNELS, PackedHunyuanVideoTransformer3DModel
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.schedule import Kernel
@@ -30,7 +30,7 @@ class Base:
 
     Attributes:
         name: for people. root: its pipeline folder, where there is one. folder: of its transformer.
-        family: of `CLASSES`. config: every field of our class, its defaults filled in.
+        family: of `ADOPTED`. config: every field of our class, its defaults filled in.
         kernels: packing kernels that it brings.
     """
 
@@ -72,9 +72,9 @@ def read_base(base: Path) -> Base:
         )
     raw = read_json(folder / CONFIG_FILE)
     class_name = str(raw.get("_class_name"))
-    if class_name not in CLASSES:
-        raise ModelError(f"base '{base}' is of class {class_name}: only {', '.join(CLASSES)} can be adopted")
-    family = CLASSES[class_name]
+    if class_name not in ADOPTED:
+        raise ModelError(f"base '{base}' is of class {class_name}: only {', '.join(ADOPTED)} can be adopted")
+    family = ADOPTED[class_name]
     given = {key: value for key, value in raw.items() if not key.startswith("_")}
     released = given.pop("has_clean_x_embedder", False)
     config = _checked(given, PACKED[family], folder / "config.json")

@@ -24,15 +24,18 @@ BUCKETS = tuple(sorted(bucket_set(480 * 832), key=lambda size: (size[0] > size[1
 """The released "640" set, height x width in px: multiples of 32 with the area of about 640 x 640, each way
 round. 480 x 832, the usual one, comes first."""
 
-CLASSES = {
-    "HunyuanVideoTransformer3DModel": "hunyuan_video",
+HELIOS_CLASS = "HeliosTransformer3DModel"
+BASES = {"HunyuanVideoTransformer3DModel": "hunyuan_video", "WanTransformer3DModel": "wan"}
+PACKED = {
+    "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
+    "PackedWanTransformer3DModel": "wan",
     "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
     "HunyuanVideoTransformer3DModelPacked": "hunyuan_video",  # so the released FramePack weights name it
-    "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
-    "WanTransformer3DModel": "wan",
-    "PackedWanTransformer3DModel": "wan",
+    HELIOS_CLASS: "wan",
 }
-"""``_class_name`` of a transformer's config.json, and the family it is of."""
+"""``_class_name`` of a transformer's config.json, and its family: without packing kernels, and with."""
+ADOPTED = {name: family for name, family in (BASES | PACKED).items() if name != HELIOS_CLASS}
+"""Those that ``framepack adopt`` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

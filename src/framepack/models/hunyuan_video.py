@@ -14,7 +14,6 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import HunyuanVideoFramepackTransformer3DModel, HunyuanVideoTransformer3DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.models.transformers.transformer_hunyuan_video_framepack import FramepackClipVisionProjection
 from torch import nn
 
@@ -23,10 +22,10 @@ from framepack.errors import InputError, ModelError
 from framepack.models.history_attention import (
     IsolatedHunyuanVideoAttnProcessor,
     SplitPhases,
-    check_isolated,
 )
+from framepack.models.packed import PackedTransformer
 from framepack.packing.context import EMPTY, Memory, PackedContext
-from framepack.packing.kernels import PatchKernels, kernel_name, pad_to_kernel
+from framepack.packing.kernels import PatchKernels, kernel_name
 from framepack.packing.rope import phases
 from framepack.packing.schedule import Kernel
 
@@ -35,7 +34,7 @@ RELEASED_KERNELS: dict[str, Kernel] = {"proj": (1, 2, 2), "proj_2x": (2, 4, 4), 
 _RELEASED_PREFIX, _PREFIX = "clean_x_embedder.", "packing_kernels.projections."
 
 
-class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
+class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransformer3DModel):
     """A HunyuanVideo transformer whose sequence is [context levels, far to near | noisy target | text].
 
     Args:
@@ -171,13 +170,9 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         model.packing_kernels.add(fresh, base.x_embedder.proj)
         return model.train(base.training)
 
-    def add_kernels(self, kernels: Iterable[Kernel]) -> None:
-        """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
-        fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]
-        if fresh:
-            self.packing_kernels.add(fresh, self.x_embedder.proj)
-            self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
-            _maybe_remove_and_reapply_group_offloading(self)  # its hooks know the modules there were
+    @property
+    def base_projection(self) -> nn.Conv3d:
+        return self.x_embedder.proj
 
     def isolate(self) -> None:
         """Have history attend to history only from now on: a model must be trained so, or trained on.
@@ -225,20 +220,14 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         frames, h, w = hidden_states.shape[2:]
         if positions is None:
             positions = torch.arange(frames)
-        if self.config.aligned:
-            assert context.aligned is not None, "this model needs the aligned channels"
-            hidden_states = torch.cat([hidden_states, context.aligned], dim=1)
         size = self.config.patch_size
         base: Kernel = (self.config.patch_size_t, size, size)
-        padded = pad_to_kernel(hidden_states, base)
+        padded = self._target(hidden_states, context, base)
 
         x = self.x_embedder(padded)
         noisy = x.shape[1]
         turns = self._phases(positions, (h, w), base, context, x.device)
-        memory = None
-        if self.config.isolated_history and context.levels:
-            check_isolated(context)
-            memory = context.memory
+        memory = self._memory(context)
         times = self._time(timestep, conditioning, context if context.levels else EMPTY, x.dtype)
         text, text_mask = self._text(timestep, conditioning)
         if memory is None:
@@ -257,10 +246,6 @@ class PackedHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         x = x.unflatten(2, (-1, *base)).unflatten(1, counts)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return x[:, :, :frames, :h, :w]
-
-    def _history(self, context: PackedContext) -> list[torch.Tensor]:
-        """Tokens (B, n, D) of each level."""
-        return [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
 
     def _run(
         self,

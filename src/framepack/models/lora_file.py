@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from framepack.errors import ModelError
+from framepack.errors import ModelError, first_line
 from framepack.models import lora_keys
 
 _PARTS = {
@@ -149,7 +149,7 @@ def _open(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             raise ModelError(
                 f"LoRA '{path}' is a pickle, which can run code: convert it to safetensors"
             ) from None
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"LoRA '{path}' is not a whole safetensors file ({reason}): get it again") from error
 
 

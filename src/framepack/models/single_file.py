@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framepack.errors import ModelError
+from framepack.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def _header(path: Path) -> Shapes:
             return {_bare(name): shape for name, shape in shapes.items() if not name.endswith(IGNORED)}
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"'{path}' is not a whole safetensors file ({str(error).splitlines()[0]}): fetch it again; "
+            f"'{path}' is not a whole safetensors file ({first_line(error)}): fetch it again; "
             "pickled files are not read"
         ) from error
 

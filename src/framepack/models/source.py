@@ -15,7 +15,7 @@ from typing import Any
 
 from framepack.codecs.loading import CONFIG_FILE, read_json
 from framepack.errors import InputError, ModelError, UnknownNameError
-from framepack.models.families import SECTION_SIZE, helios_spec, spec_for
+from framepack.models.families import BASES, HELIOS_CLASS, PACKED, SECTION_SIZE, helios_spec, spec_for
 from framepack.models.hub import fetch, hub_id, revision_of
 from framepack.models.pyramid import pyramid_of
 from framepack.models.single_file import read_config
@@ -46,16 +46,6 @@ COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }
 """Repositories that hold the parts which a family's released transformers come without; by family, and by
 latent channels where these want another codec."""
-HELIOS = "HeliosTransformer3DModel"
-PACKED = {
-    "PackedHunyuanVideoTransformer3DModel": "hunyuan_video",
-    "PackedWanTransformer3DModel": "wan",
-    "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
-    "HunyuanVideoTransformer3DModelPacked": "hunyuan_video",  # so the released FramePack weights name it
-    HELIOS: "wan",
-}
-"""``_class_name`` of transformers with packing kernels, and their family."""
-BASES = ("HunyuanVideoTransformer3DModel", "WanTransformer3DModel")
 CONFIGS = (
     *(SPEC_FILE, "config.json", "transformer/config.json"),
     *("model_index.json", "scheduler/scheduler_config.json"),
@@ -249,7 +239,7 @@ def _released(
         raise ModelError(f"'{name}' holds a {layout}: use one of {', '.join((*PACKED, *BASES))}")
     family = PACKED[layout]
     place = transformer if transformer.is_file() else folder
-    if layout == HELIOS:
+    if layout == HELIOS_CLASS:
         spec, remarks = _helios(Path(name).name, config, folder)
     else:
         method, remarks = _trained_for(place)

@@ -6,14 +6,13 @@ level or of the target, L prompt tokens, d head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from torch import nn
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import ModelError
@@ -23,15 +22,15 @@ from framepack.models.history_attention import (
     SplitPhases,
     SplitPrompt,
     amplify_history,
-    check_isolated,
 )
+from framepack.models.packed import PackedTransformer
 from framepack.packing.context import EMPTY, Memory, PackedContext
-from framepack.packing.kernels import PatchKernels, pad_to_kernel
+from framepack.packing.kernels import PatchKernels
 from framepack.packing.rope import axis_dims, phases
 from framepack.packing.schedule import Kernel
 
 
-class PackedWanTransformer3DModel(WanTransformer3DModel):
+class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
     """A Wan transformer whose sequence is [context levels, far to near | noisy target].
 
     Args:
@@ -165,13 +164,9 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         self.register_to_config(isolated_history=True)
         self._guide()
 
-    def add_kernels(self, kernels: Iterable[Kernel]) -> None:
-        """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
-        fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]
-        if fresh:
-            self.packing_kernels.add(fresh, self.patch_embedding)
-            self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
-            _maybe_remove_and_reapply_group_offloading(self)  # its hooks know the modules there were
+    @property
+    def base_projection(self) -> nn.Conv3d:
+        return self.patch_embedding
 
     def forward(
         self,
@@ -199,19 +194,13 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         frames, h, w = hidden_states.shape[2:]
         if positions is None:
             positions = torch.arange(frames)
-        if self.config.aligned:
-            assert context.aligned is not None, "this model needs the aligned channels"
-            hidden_states = torch.cat([hidden_states, context.aligned], dim=1)
         base: Kernel = tuple(self.config.patch_size)
-        padded = pad_to_kernel(hidden_states, base)
+        padded = self._target(hidden_states, context, base)
 
         x = self.patch_embedding(padded).flatten(2).transpose(1, 2)
         noisy = x.shape[1]
         turns = self._phases(positions, (h, w), base, context, x.device)
-        memory = None
-        if self.config.isolated_history and context.levels:
-            check_isolated(context)
-            memory = context.memory
+        memory = self._memory(context)
         if memory is None:
             x = torch.cat([*self._history(context), x], dim=1).contiguous()
         else:
@@ -236,10 +225,6 @@ class PackedWanTransformer3DModel(WanTransformer3DModel):
         x = x.unflatten(2, (*base, -1)).unflatten(1, counts)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return x[:, :, :frames, :h, :w]
-
-    def _history(self, context: PackedContext) -> list[torch.Tensor]:
-        """Tokens (B, n, D) of each level."""
-        return [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
 
     def _run(
         self,

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.lexicon import VOCABULARY
 from framepack.conditioning.words import WordConditioner
-from framepack.data.latents import codec_digest
+from framepack.data.fingerprint import module_digest
 from framepack.errors import InputError
 from framepack.models.bundle import Bundle
 from framepack.models.codebook import Codebook
@@ -103,7 +103,7 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
     differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
     if differing:
         raise InputError(f"init '{config.init}' has {', '.join(differing)}: set the same in network")
-    if tuple(words.words) != VOCABULARY or codec_digest(its_codec) != config.cache.codec:
+    if tuple(words.words) != VOCABULARY or module_digest(its_codec) != config.cache.codec:
         raise InputError(f"init '{config.init}' has other words or another codec: give its --codec")
     return start.digest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from framepack.errors import InputError
+from framepack.errors import InputError, first_line
 
 MAX_PIXELS = 50_000_000
 # Named on purpose: Pillow would also hand some files to outside programs (EPS to Ghostscript).
@@ -51,7 +52,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise InputError(f"image '{path}' may not be read: check its permissions") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         # Pillow's decoders raise all of these on files cut short or tampered with.
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        detail = first_line(error)
         raise InputError(f"image '{path}' is damaged ({detail}): save it again") from error
 
 
@@ -64,6 +65,11 @@ def _decode(path: Path) -> Image.Image:
         if width * height > MAX_PIXELS:
             raise _too_large(path, width * height, f"{width} x {height}")
         return as_rgb(ImageOps.exif_transpose(image))
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """sha256 of a picture's size and RGB bytes."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,61 @@
+"""What the packed transformers of both families have in common: their kernels, and how context comes in.
+
+Legend: B batch, C latent channels, T target frames, h w latent grid, D model width, n tokens of one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from torch import nn
+
+from framepack.models.history_attention import check_isolated
+from framepack.packing.context import Memory, PackedContext
+from framepack.packing.kernels import PatchKernels, pad_to_kernel
+from framepack.packing.schedule import Kernel
+
+
+class PackedTransformer:
+    """Stands before diffusers' class among the bases of a packed transformer."""
+
+    config: Any
+    packing_kernels: PatchKernels
+    register_to_config: Callable[..., None]
+
+    @property
+    def base_projection(self) -> nn.Conv3d:
+        """The projection of the noisy target, of which new kernels are made."""
+        raise NotImplementedError
+
+    def add_kernels(self, kernels: Iterable[Kernel]) -> None:
+        """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
+        fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]
+        if fresh:
+            self.packing_kernels.add(fresh, self.base_projection)
+            self.register_to_config(context_kernels=(*self.config.context_kernels, *fresh))
+            _maybe_remove_and_reapply_group_offloading(self)  # its hooks know the modules there were
+
+    def _target(self, latents: torch.Tensor, context: PackedContext, base: Kernel) -> torch.Tensor:
+        """Noisy latents (B, C, T, h, w) with the aligned channels behind them, padded to the base kernel."""
+        if self.config.aligned:
+            assert context.aligned is not None, "this model needs the aligned channels"
+            latents = torch.cat([latents, context.aligned], dim=1)
+        return pad_to_kernel(latents, base)
+
+    def _history(self, context: PackedContext) -> list[torch.Tensor]:
+        """Tokens (B, n, D) of each level."""
+        return [self.packing_kernels(level.latents, level.kernel) for level in context.levels]
+
+    def _memory(self, context: PackedContext) -> Memory | None:
+        """Where keys and values of isolated history are kept; None where history goes along in each call.
+
+        Raises:
+            InputError: isolated history with the timestep of the noisy frames.
+        """
+        if not (self.config.isolated_history and context.levels):
+            return None
+        check_isolated(context)
+        return context.memory
