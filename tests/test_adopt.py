@@ -30,6 +30,7 @@ from framepack.models.adopt import RESIDUAL_OUTPUTS, adopt
 from framepack.models.families import BUCKETS, ROWS, family_row, spec_for
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
 from framepack.models.shards import Meter, Reader, Tensor, fill_shards, find_tensors, write_shards
+from framepack.models.shift import RELEASED
 from framepack.models.spec import BUNDLED, ModelSpec
 from framepack.models.variants import VARIANTS, kept_layers, repeated_layers
 from framepack.models.wan import PackedWanTransformer3DModel
@@ -623,7 +624,12 @@ def test_rows_of_the_families() -> None:
             *(spec.embedded_guidance, spec.default_method),
         )
         method = spec.methods[spec.default_method]
-        assert (method.section_size, spec.solver, spec.shift, spec.temporal_stride) == (9, "unipc", None, 4)
+        assert (method.section_size, spec.solver, spec.shift, spec.temporal_stride) == (
+            9,
+            "unipc",
+            RELEASED,
+            4,
+        )
     assert family_row("wan", 4) is ROWS["wan-2.1"] and family_row("wan", 48) is ROWS["wan-2.2-5b"]
     assert spec_for("hunyuan_video", "x", guidance_embeds=False).embedded_guidance is None
 

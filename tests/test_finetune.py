@@ -30,10 +30,10 @@ from framepack.data.reader import EncodedClips
 from framepack.errors import InputError, ModelError, OutputError, UnknownNameError
 from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras
+from framepack.models.shift import RELEASED, shift_for
 from framepack.models.source import resolve_model
 from framepack.recipes import finetune as recipes
 from framepack.recipes.override import override
-from framepack.sampling.flow import balanced_shift
 from framepack.training import masters as masters_module
 from framepack.training.draw import draw_section
 from framepack.training.finetune import finetune, taught_methods
@@ -386,10 +386,10 @@ def test_dropped_prompt_and_history(places: dict[str, tuple[Path, Path]]) -> Non
 
 def test_noise_levels_by_their_rules() -> None:
     target = torch.zeros(4000, 1, 1, 8, 8)
-    for times, shift in (("uniform", 1.0), ("uniform", 3.0), ("logit-normal", None)):
+    for times, shift in (("uniform", 1.0), ("uniform", 3.0), ("logit-normal", RELEASED)):
         rng = np.random.default_rng(0)
         sigma = noise_levels(rng, FlowConfig(times=times, shift=shift), target, (1, 2, 2))
-        scale = balanced_shift(16) if shift is None else shift
+        scale = shift_for(shift, 16)
         assert float(sigma.min()) > 0 and float(sigma.max()) < 1
         # The median of both is 1/2 before the shift.
         assert float(sigma.median()) == pytest.approx(scale / (1 + scale), abs=0.03)

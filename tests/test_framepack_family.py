@@ -28,11 +28,11 @@ from framepack.errors import InputError
 from framepack.generation.hashing import section_seed
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
 from framepack.models.loading import move_companions
+from framepack.models.shift import RELEASED, shift_for
 from framepack.models.source import resolve_model
 from framepack.planning.method import named_method
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
-from framepack.sampling.flow import balanced_shift
 from framepack.video.io import read_video
 from tiny_framepack import CHANNELS, framepack_transformer, picture, save_parts, save_released
 
@@ -226,7 +226,7 @@ def test_arguments_that_diffusers_leaves_aside(theirs) -> None:
 
 def test_a_scheduler_of_fixed_shift_ignores_the_one_computed(theirs, pipe) -> None:
     """At the released sizes both come to 7."""
-    assert all(balanced_shift(9 * h * w // 256) == pytest.approx(7) for h, w in pipe.spec.buckets)
+    assert all(shift_for(RELEASED, 9 * h * w // 256) == pytest.approx(7) for h, w in pipe.spec.buckets)
     scheduler = theirs.peer.scheduler
     theirs.peer.scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
     try:

@@ -15,6 +15,7 @@ from diffusers import (
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.models.helios import adopt_helios
+from framepack.models.shift import UNCAPPED
 from framepack.packing.context import PackedContext, gather
 from framepack.planning.method import named_method
 from framepack.planning.planners import plan
@@ -104,7 +105,7 @@ def test_unipc2_is_helios_base():
         (8, 12),
         torch.Generator().manual_seed(3),
         guidance=3.0,
-        sigmas=helios_sigmas(5, S * 4 * 6),
+        sigmas=helios_sigmas(5, S * 4 * 6, UNCAPPED),
         solver=unipc2,
         prompt=prompt,
         negative=negative,

@@ -28,6 +28,7 @@ from framepack.generation.events import Finished
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest, select
 from framepack.generation.run import PreparedRun
+from framepack.models.shift import RELEASED
 from tiny import SIZE, tiny_bundle, tiny_spec
 
 
@@ -188,7 +189,7 @@ def config() -> RunConfig:
         steps=2,
         guidance=1.5,
         solver="euler",
-        shift=None,
+        shift=RELEASED,
         prompt="星 a star",
         negative_prompt="",
         image=None,

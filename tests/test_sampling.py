@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from framepack.conditioning.embeds import Conditioning
-from framepack.errors import UnknownNameError
+from framepack.errors import InputError, UnknownNameError
+from framepack.models.shift import RELEASED, UNCAPPED, Balance, shift_for, shift_from_json, shift_to_json
 from framepack.packing.context import EMPTY, ContextTensors, PackedContext
-from framepack.sampling.flow import balanced_shift, make_sigmas, shift_sigmas, to_data
+from framepack.sampling.flow import make_sigmas, shift_sigmas, to_data
 from framepack.sampling.section import sample_section
 from framepack.sampling.solvers import SOLVERS, euler, solver_named
 from tiny import tiny_bundle
@@ -19,10 +21,39 @@ from tiny import tiny_bundle
 
 def test_balanced_shift_at_the_published_points():
     """1,520 tokens a frame: about 2.0, 3.4, 5.7 for 1, 3, 5 frames, 7.0 from 6 on."""
-    found = [round(balanced_shift(1520 * frames), 1) for frames in (1, 3, 5, 6, 50)]
+    found = [round(shift_for(RELEASED, 1520 * frames), 1) for frames in (1, 3, 5, 6, 50)]
     assert found == [2.0, 3.4, 5.7, 7.0, 7.0]
-    assert balanced_shift(256) == pytest.approx(math.exp(0.5))
-    assert balanced_shift(4096) == pytest.approx(math.exp(1.15))
+    assert shift_for(RELEASED, 256) == pytest.approx(math.exp(0.5))
+    assert shift_for(RELEASED, 4096) == pytest.approx(math.exp(1.15))
+
+
+def test_anchors_are_the_models_own():
+    """A line through both anchors, flat from the cap on, and read back as it was said."""
+    own = Balance(low=(24, 0.2), high=(384, 0.8), cap=1.0)
+    assert [shift_for(own, tokens) for tokens in (24, 384, 10_000)] == pytest.approx(
+        [math.exp(0.2), math.exp(0.8), math.exp(1.0)]
+    )
+    assert shift_for(UNCAPPED, 20_000) > 7 == pytest.approx(shift_for(RELEASED, 20_000))
+    assert shift_for(3.0, 24) == 3.0
+    for shift in (own, UNCAPPED, 2.5):
+        assert shift_from_json(json.loads(json.dumps(shift_to_json(shift)))) == shift
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"low": (9, 1.0), "high": (9, 2.0)}, {"low": (1, math.inf)}, {"low": (1, 2, 3)}, {"cap": math.nan}],
+)
+def test_anchors_that_make_no_line(value):
+    with pytest.raises(InputError, match="anchors"):
+        Balance(**value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"low": [1, 2]}, {"low": [1, 2], "high": [3, 4], "middle": 2}, {"low": 1, "high": 2}]
+)
+def test_what_is_no_record_of_a_shift(value):
+    with pytest.raises(InputError, match="balanced shift"):
+        shift_from_json(value)
 
 
 def test_sigmas_fall_from_one_to_zero_by_the_published_rule():

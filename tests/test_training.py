@@ -29,6 +29,7 @@ from framepack.data.world import Motion
 from framepack.errors import InputError, OutputError, UnknownNameError
 from framepack.models.attention import ExplicitAttention
 from framepack.models.loading import load_bundle
+from framepack.models.shift import Balance
 from framepack.planning.method import Importance
 from framepack.recipes.bundled import bundled
 from framepack.recipes.override import override
@@ -396,6 +397,9 @@ def test_override_by_path(config):
     assert override(config, "cache.sizes=[[32, 48]]").cache.sizes == ((32, 48),)
     assert override(config, "init=null").init is None
     assert override(config, "init=folder").init == "folder"
+    balanced = override(config, 'objective.shift={"low": [24, 0.5], "high": [384, 1]}').objective.shift
+    assert balanced == Balance(low=(24, 0.5), high=(384, 1))
+    assert override(config, "objective.shift={}", "objective.shift.cap=1").objective.shift == Balance(cap=1.0)
     both = override(config, "cache.clips=7", "cache.frames=30", "steps=9")
     assert (both.cache.clips, both.cache.frames, both.steps) == (7, 30, 9)
     assert override(CodecTraining(), "size=32", "crop=16").crop == 16, "together, as neither would do alone"
@@ -410,7 +414,8 @@ def test_override_by_path(config):
         *("cache.sizes=[]", "cache.clips=0", "network.heads=0", "network.kernels=[[1,1]]"),
         *("warmup=0", "decay=0", "decay=2", "save_every=0", "log_every=0", "micro=0", "processes=0"),
         *("steps=0", "rate=-1", "rate=NaN", "clip=0", "ema=2", "draw.image=2", "draw.methods.f1=-1"),
-        *("draw.methods={}", 'draw.methods={"vanilla": 0}', "objective.shift=0"),
+        *("draw.methods={}", 'draw.methods={"vanilla": 0}', "objective.shift=0", "network={}"),
+        *("objective.shift=[1]", 'objective.shift={"low": [3, 1], "high": [2, 1]}'),
     ],
 )
 def test_values_that_no_training_could_have(config, bad):

@@ -12,6 +12,7 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.lexicon import VOCABULARY
 from framepack.conditioning.words import WordConditioner
 from framepack.models.bundle import Bundle
+from framepack.models.shift import RELEASED
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.schedule import Level, PackingSchedule, Tail
@@ -46,7 +47,7 @@ def tiny_spec() -> ModelSpec:
         steps=2,
         guidance=1.5,
         solver="euler",
-        shift=None,
+        shift=RELEASED,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from framepack.generation.hashing import hash_json
 from framepack.generation.request import GenerateRequest, Selection
 from framepack.models.lora import digest
+from framepack.models.shift import Shift, shift_to_json
 from framepack.video.images import picture_digest
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class RunConfig:
         method: ``Method.to_json``.
         frames, fps, height, width: of the finished video, pixels.
         seed, steps, guidance, solver: of sampling. embedded_guidance: of distilled models, else None.
-        shift: fixed flow shift; None for the balanced rule. sigmas: the rule of the noise levels.
+        shift: of the noise levels, fixed or balanced. sigmas: the rule of the noise levels.
         prompt, negative_prompt: as worded; the negative one is empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
         loras: digest of the LoRA files and their weights; None without.
@@ -46,7 +47,7 @@ class RunConfig:
     steps: int
     guidance: float
     solver: str
-    shift: float | None
+    shift: Shift
     prompt: str
     negative_prompt: str
     image: str | None
@@ -63,7 +64,7 @@ class RunConfig:
         return hash_json(self.to_json(), 12)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"shift": shift_to_json(self.shift)}
 
     def sampling(self) -> dict[str, Any]:
         """What every section is made with: part of each section's key.

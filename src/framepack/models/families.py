@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from framepack.errors import UnknownNameError
 from framepack.models.pyramid import Pyramid
+from framepack.models.shift import RELEASED, UNCAPPED, Shift
 from framepack.models.spec import FAMILIES, ModelSpec
 from framepack.packing.schedule import HUNYUAN_BASE, Kernel
 from framepack.planning.method import Method, named_method
@@ -55,7 +56,7 @@ class FamilyRow:
     guidance: float
     embedded_guidance: float | None = None
     solver: str = "unipc"
-    shift: float | None = None
+    shift: Shift = RELEASED
     buckets: tuple[tuple[int, int], ...] = BUCKETS
     sigmas: str = "flow"
     decode: str = "continuous"
@@ -107,6 +108,7 @@ HELIOS = FamilyRow(
     guidance=5.0,
     solver="unipc2",
     buckets=((384, 640),),
+    shift=UNCAPPED,
     sigmas="helios",
     decode="section",
     held_start=(0.111, 0.135),

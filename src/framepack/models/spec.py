@@ -10,6 +10,7 @@ from typing import Any
 
 from framepack.errors import InputError, ModelError, UnknownNameError, UntrainedMethodError
 from framepack.models.pyramid import Pyramid
+from framepack.models.shift import Balance, Shift, shift_from_json, shift_to_json
 from framepack.packing.schedule import Kernel, PackingSchedule
 from framepack.planning import records
 from framepack.planning.method import METHODS, Method, method_from_spec
@@ -48,7 +49,7 @@ class ModelSpec:
         default_method: one of them.
         steps, guidance: defaults of sampling. solver: a name of ``sampling.SOLVERS``.
         embedded_guidance: default scale of models with distilled guidance, else None.
-        shift: a fixed flow shift; None for the balanced rule.
+        shift: a fixed flow shift, or the anchors of a balanced one.
         sigmas: the rule of its noise levels, a name of ``sampling.SIGMAS``.
         decode: ``continuous``, all latents are one video for the codec; ``section``, those of each section
             are one by themselves.
@@ -74,7 +75,7 @@ class ModelSpec:
     steps: int
     guidance: float
     solver: str
-    shift: float | None
+    shift: Shift
     embedded_guidance: float | None = None
     sigmas: str = "flow"
     decode: str = "continuous"
@@ -88,10 +89,8 @@ class ModelSpec:
             raise UnknownNameError("decode", str(self.decode), DECODES)
         for what in ("latent_channels", "spatial_stride", "temporal_stride", "steps"):
             _whole(what, getattr(self, what))
-        for what in ("fps", "guidance", "shift"):
-            value = getattr(self, what)
-            if not (what == "shift" and value is None):
-                _number(what, value, zero=what == "guidance")
+        for what in ("fps", "guidance", *(() if isinstance(self.shift, Balance) else ("shift",))):
+            _number(what, getattr(self, what), zero=what == "guidance")
         if len(self.base_kernel) != 3 or self.base_kernel[0] != 1:
             raise InputError(f"base_kernel {self.base_kernel} must be three sizes, the one in time 1")
         for size in self.base_kernel:
@@ -163,7 +162,8 @@ class ModelSpec:
         return method
 
     def save(self, folder: Path) -> None:
-        data = asdict(self) | {"methods": {name: m.to_json() for name, m in self.methods.items()}}
+        methods = {name: method.to_json() for name, method in self.methods.items()}
+        data = asdict(self) | {"methods": methods, "shift": shift_to_json(self.shift)}
         (folder / SPEC_FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -181,6 +181,7 @@ class ModelSpec:
             }
             data["base_kernel"] = tuple(data["base_kernel"])
             data["buckets"] = tuple(tuple(size) for size in data["buckets"])
+            data["shift"] = shift_from_json(data["shift"])
             if data.get("held_start") is not None:
                 data["held_start"] = tuple(data["held_start"])
             if data.get("pyramid") is not None:

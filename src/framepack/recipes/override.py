@@ -104,6 +104,8 @@ def _as(value: Any, wanted: Any) -> Any:
             return tuple(_as(part, kind) for part, kind in zip(value, each, strict=True))
     elif get_origin(wanted) is dict and isinstance(value, dict):
         return {name: _as(part, kinds[1]) for name, part in value.items()}
+    elif is_dataclass(wanted) and isinstance(value, dict):
+        return override(wanted(), *(f"{name}={json.dumps(part)}" for name, part in value.items()))  # type: ignore[operator]
     elif type(value) is wanted:
         return value
     raise TypeError(value)

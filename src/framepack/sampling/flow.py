@@ -6,23 +6,7 @@ noise - data.
 
 from __future__ import annotations
 
-import math
-
 import torch
-
-MIN_TOKENS, MIN_MU = 256, 0.5
-MAX_TOKENS, MAX_MU = 4096, 1.15
-CAP_MU = math.log(7.0)
-
-
-def balanced_shift(noisy_tokens: int) -> float:
-    """Flow shift e^mu for a number of noisy tokens.
-
-    mu is linear in the tokens, 0.5 at 256 and 1.15 at 4,096, capped at ln 7 (the released FramePack
-    rule): shorter targets get a less extreme shift.
-    """
-    slope = (MAX_MU - MIN_MU) / (MAX_TOKENS - MIN_TOKENS)
-    return math.exp(min(MIN_MU + slope * (noisy_tokens - MIN_TOKENS), CAP_MU))
 
 
 def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:

@@ -8,25 +8,31 @@ from collections.abc import Callable, Sequence
 import torch
 
 from framepack.errors import UnknownNameError
-from framepack.sampling.flow import balanced_shift, make_sigmas
+from framepack.models.shift import Shift, shift_for
+from framepack.sampling.flow import make_sigmas
 from framepack.sampling.helios import helios_sigmas
 
 
-def flow_sigmas(steps: int, noisy_tokens: int, shift: float | None = None) -> torch.Tensor:
-    """From 1 to 0, shifted by ``shift``, or by the balanced rule where it is None."""
-    return make_sigmas(steps, balanced_shift(noisy_tokens) if shift is None else shift)
+def flow_sigmas(steps: int, tokens: int, shift: Shift) -> torch.Tensor:
+    """From 1 to 0, and then shifted."""
+    return make_sigmas(steps, shift_for(shift, tokens))
 
 
-SIGMAS: dict[str, Callable[[int, int, float | None], torch.Tensor]] = {
+SIGMAS: dict[str, Callable[[int, int, Shift], torch.Tensor]] = {
     "flow": flow_sigmas,
     "helios": helios_sigmas,
 }
-"""(steps, noisy tokens, fixed shift or None) -> ``steps`` + 1 noise levels, float64, down to 0."""
+"""(steps, noisy tokens, shift) -> ``steps`` + 1 noise levels, float64, down to 0."""
+
+
+def noisy_tokens(target: Sequence[int], kernel: tuple[int, int, int]) -> int:
+    """Tokens of ``kernel`` in a target of latent size (T, h, w)."""
+    return math.prod(-(-size // k) for size, k in zip(target, kernel, strict=True))
 
 
 def section_sigmas(
     steps: int,
-    shift: float | None,
+    shift: Shift,
     target: Sequence[int],
     kernel: tuple[int, int, int],
     rule: str = "flow",
@@ -38,5 +44,4 @@ def section_sigmas(
     """
     if rule not in SIGMAS:
         raise UnknownNameError("sigmas", rule, list(SIGMAS))
-    tokens = math.prod(-(-size // k) for size, k in zip(target, kernel, strict=True))
-    return SIGMAS[rule](steps, tokens, shift)
+    return SIGMAS[rule](steps, noisy_tokens(target, kernel), shift)

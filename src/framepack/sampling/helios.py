@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from framepack.sampling.flow import MAX_MU, MAX_TOKENS, MIN_MU, MIN_TOKENS, shift_sigmas
+from framepack.models.shift import UNCAPPED, Shift, shift_for
+from framepack.sampling.flow import shift_sigmas
 
 if TYPE_CHECKING:
     from framepack.models.pyramid import Pyramid
@@ -28,19 +29,13 @@ Stepper = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(flow, timestep, x) -> x at the next noise level."""
 
 
-def linear_mu(noisy_tokens: int) -> float:
-    """mu of `flow.balanced_shift`, which Helios does not cap."""
-    return MIN_MU + (MAX_MU - MIN_MU) / (MAX_TOKENS - MIN_TOKENS) * (noisy_tokens - MIN_TOKENS)
+def helios_sigmas(steps: int, noisy_tokens: int, shift: Shift) -> torch.Tensor:
+    """``steps`` + 1 noise levels, float64: from 0.999 down to 0, and then shifted.
 
-
-def helios_sigmas(steps: int, noisy_tokens: int, shift: float | None = None) -> torch.Tensor:
-    """``steps`` + 1 noise levels, float64: from 0.999 down to 0, then shifted, by e^mu if ``shift`` is None.
-
-    The two grids differ from ``flow.make_sigmas`` by up to 0.001 before the shift; the shifts agree below
-    8,800 tokens, where e^mu passes 7.
+    The grid differs from ``flow.make_sigmas`` by up to 0.001 before the shift.
     """
     grid = torch.linspace(HIGHEST_SIGMA, 0, steps + 1, dtype=torch.float64)
-    return shift_sigmas(grid, math.exp(linear_mu(noisy_tokens)) if shift is None else shift)
+    return shift_sigmas(grid, shift_for(shift, noisy_tokens))
 
 
 def unipc2(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -102,7 +97,7 @@ def pyramid(
             tokens = math.prod(x.shape[2:]) // math.prod(patch)
             if stage:
                 x = _entered(_resized(x, 2, "nearest"), stage, scheduler, patch, draw)
-            scheduler.set_timesteps(steps, stage, mu=linear_mu(tokens))
+            scheduler.set_timesteps(steps, stage, mu=UNCAPPED.mu(tokens))
             step = _stepper(scheduler, x)
             for i, t in enumerate(scheduler.timesteps):
                 index = stage * steps + i

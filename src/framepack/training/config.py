@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from framepack.data.latents import CacheConfig
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.errors import InputError, UnknownNameError
+from framepack.models.shift import Balance, Shift
 from framepack.packing.schedule import Kernel
 from framepack.planning.method import METHODS
 from framepack.training.corruption import CorruptionConfig, RolloutConfig
@@ -44,13 +45,13 @@ class ObjectiveConfig:
     """Sample prediction under flow matching.
 
     Args:
-        shift: flow shift of logit-normal noise levels.
+        shift: flow shift of logit-normal noise levels, fixed or balanced.
         floor: the loss weight is 1 / max(sigma, floor)^2.
         drop_prompt, drop_word: shares of prompts and of single words left out.
         corruption: of the history, by noise. rollout: samples whose history the model made itself.
     """
 
-    shift: float = 2.5
+    shift: Shift = 2.5
     floor: float = 0.2
     drop_prompt: float = 0.1
     drop_word: float = 0.07
@@ -58,7 +59,7 @@ class ObjectiveConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
-        check(self, POSITIVE, "shift", "floor")
+        check(self, POSITIVE, "floor", *(() if isinstance(self.shift, Balance) else ("shift",)))
         check(self, SHARE, "drop_prompt", "drop_word")
 
 

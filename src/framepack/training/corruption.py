@@ -18,6 +18,7 @@ from framepack.conditioning.embeds import Conditioning
 from framepack.data.latents import send
 from framepack.data.ranges import AMOUNT, COUNT, SHARE, check
 from framepack.errors import InputError, UnknownNameError
+from framepack.models.shift import Shift
 from framepack.packing.context import Fetch
 from framepack.packing.schedule import Kernel
 from framepack.planning.sections import Section
@@ -140,7 +141,7 @@ def own_history(
     model: Model,
     config: RolloutConfig,
     *,
-    shift: float | None,
+    shift: Shift,
     base_kernel: Kernel,
     device: torch.device,
     dtype: torch.dtype,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.errors import InputError, UnknownNameError
+from framepack.models.shift import RELEASED, Balance, Shift
 from framepack.training.corruption import CorruptionConfig, RolloutConfig
 from framepack.training.draw import DrawConfig
 
@@ -39,7 +40,7 @@ class FlowConfig:
     """Flow matching on sections of clips.
 
     Args:
-        times: how noise levels lie before the shift. shift: theirs; None balances it by the noisy tokens.
+        times: how noise levels lie before the shift. shift: theirs, fixed or balanced.
         floor: for models that predict the clean latent, whose error counts 1 / max(sigma, floor)^2.
         drop_prompt: share of samples with the empty prompt. drop_image, drop_history: shares of draws
             without image tokens, and with nothing of the history.
@@ -48,7 +49,7 @@ class FlowConfig:
     """
 
     times: str = "logit-normal"
-    shift: float | None = None
+    shift: Shift = RELEASED
     floor: float = 0.2
     drop_prompt: float = 0.1
     drop_image: float = 0.1
@@ -60,7 +61,7 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.times not in TIMES:
             raise UnknownNameError("objective.times", str(self.times), TIMES)
-        check(self, POSITIVE, "floor", *(["shift"] if self.shift is not None else []))
+        check(self, POSITIVE, "floor", *(() if isinstance(self.shift, Balance) else ("shift",)))
         check(self, SHARE, "drop_prompt", "drop_image", "drop_history")
         if self.guidance is not None:
             check(self, AMOUNT, "guidance")

@@ -5,7 +5,6 @@ Legend: B clips of one draw, C latent channels, T target frames, h w latent grid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +14,13 @@ import torch
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.data.reader import EncodedClips
+from framepack.models.shift import shift_for
 from framepack.packing.context import PackedContext, pack
 from framepack.packing.discretisation import discretized
 from framepack.packing.schedule import Kernel
 from framepack.planning.method import Method
-from framepack.sampling.flow import balanced_shift, shift_sigmas
+from framepack.sampling.flow import shift_sigmas
+from framepack.sampling.grids import noisy_tokens
 from framepack.sampling.section import context_timestep
 from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from
 from framepack.training.draw import Draw
@@ -109,16 +110,15 @@ def noise_levels(
 ) -> torch.Tensor:
     """Sigma of each sample, (B,), for a target (B, C, T, h, w) in tokens of ``base_kernel``.
 
-    The shift of the balanced rule is that of generation, see `sampling.flow.balanced_shift`; logit-normal
-    times are those of Esser and others 2024 (location 0, scale 1).
+    The shift is that of generation; logit-normal times are those of Esser and others 2024 (location 0,
+    scale 1).
     """
     generator = noise_from(rng, target.device)
     if config.times == "uniform":
         sigma = torch.rand(len(target), generator=generator, device=target.device)
     else:
         sigma = torch.sigmoid(torch.randn(len(target), generator=generator, device=target.device))
-    tokens = math.prod(-(-size // k) for size, k in zip(target.shape[2:], base_kernel, strict=True))
-    return shift_sigmas(sigma, balanced_shift(tokens) if config.shift is None else config.shift)
+    return shift_sigmas(sigma, shift_for(config.shift, noisy_tokens(target.shape[2:], base_kernel)))
 
 
 def flow_loss(

@@ -14,11 +14,13 @@ import torch
 from framepack.conditioning.embeds import Conditioning
 from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import LatentCache, send
+from framepack.models.shift import shift_for
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import PackedContext, pack
 from framepack.packing.discretisation import discretized
 from framepack.planning.sections import Section
 from framepack.sampling.flow import shift_sigmas, to_data
+from framepack.sampling.grids import noisy_tokens
 from framepack.sampling.section import context_timestep
 from framepack.training.config import ObjectiveConfig
 from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from
@@ -109,7 +111,8 @@ def loss_of(
     device = target.device
     generator = noise_from(rng, device)
     sigma = torch.sigmoid(torch.randn(len(target), generator=generator, device=device))
-    sigma = shift_sigmas(sigma, config.shift)
+    tokens = noisy_tokens(target.shape[2:], model.config.patch_size)
+    sigma = shift_sigmas(sigma, shift_for(config.shift, tokens))
     noise = torch.randn(target.shape, generator=generator, device=device)
     level = sigma[:, None, None, None, None]
     noisy = (1 - level) * target + level * noise

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from framepack.conditioning.embeds import Conditioning
+from framepack.models.shift import Shift
 from framepack.packing.context import pack
 from framepack.packing.discretisation import discretized
 from framepack.packing.schedule import Kernel
@@ -32,7 +33,7 @@ def rollout(
     seed: int,
     steps: int,
     guidance: float,
-    shift: float | None,
+    shift: Shift,
     base_kernel: Kernel,
     solver: str = "euler",
     device: torch.device | str = "cpu",
@@ -45,7 +46,7 @@ def rollout(
         known: latents (B, C, h, w) by timeline index.
         prompts: what steers a section. negative: the same, for guidance.
         shape: (B, C, h, w).
-        shift: a fixed flow shift; None for the balanced rule on tokens of ``base_kernel``.
+        shift: of the noise levels; a balanced one counts tokens of ``base_kernel``.
         seed: of the noise; section i draws from (seed, i).
         centroids: (K, C), for methods with discretised history.
 
@@ -86,7 +87,7 @@ def fill(
     seed: int,
     steps: int,
     guidance: float,
-    shift: float | None,
+    shift: Shift,
     base_kernel: Kernel,
     solver: str = "euler",
     device: torch.device | str = "cpu",
