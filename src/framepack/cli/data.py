@@ -116,6 +116,22 @@ def cache(
     ] = "1/1",
 ) -> None:
     """Encode videos and captions once for training; the same command goes on where it was stopped."""
+    from framepack.models.source import resolve_model
+
+    source = resolve_model(model, parts or ())
+    make_cache(place, out, source, _cutting(source, area, longest, scenes), dtype, device, part)
+
+
+def make_cache(
+    place: Path,
+    out: Path,
+    source: Source,
+    cutting: Cutting,
+    dtype: str = "float16",
+    device: str = "auto",
+    part: str = "1/1",
+) -> None:
+    """Encode what is found in ``place`` into the cache ``out``, or go on; told on standard error."""
     from rich.markup import escape
 
     from framepack.data.encoded import Encoding, plan_cache
@@ -124,12 +140,8 @@ def cache(
     from framepack.data.videos import find
     from framepack.models.device import pick_device
     from framepack.models.loading import load_companions
-    from framepack.models.source import resolve_model
 
-    share = _share(part)
-    source = resolve_model(model, parts or ())
-    cutting = _cutting(source, area, longest, scenes)
-    found = find(place)
+    share, found = _share(part), find(place)
     source = source.complete()
     codec, conditioner = load_companions(source, pick_device(device))
     encoding = Encoding(cutting=cutting, codec=codec, conditioner=conditioner, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from framepack.models.source import Source
     from framepack.training.config import TrainConfig
 
 FINE_TUNES = ("lora", "full", "wan-1.3b-lora", "hunyuan-13b-lora", "bundled-finetune")
@@ -33,7 +35,10 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Cache of clips made by `framepack data cache`.", show_default=False, rich_help_panel=TUNE
+            help="Videos, as `framepack data cache` takes them, or a cache that it made.",
+            metavar="DIR|LIST|CACHE",
+            show_default=False,
+            rich_help_panel=TUNE,
         ),
     ] = None,
     parts: Annotated[
@@ -143,12 +148,14 @@ def _fine_tune(
     settings: Sequence[str],
     dry_run: bool,
 ) -> None:
+    from framepack.cli.report_view import print_report
     from framepack.errors import InputError
     from framepack.generation.places import probe
     from framepack.models.source import resolve_model
     from framepack.recipes import finetune as recipes
     from framepack.recipes.override import override
     from framepack.training.finetune import finetune, taught_methods
+    from framepack.training.report import report_of
 
     if model is None and recipe != "bundled-finetune":
         raise InputError(f"recipe {recipe} starts from a model: add --model")
@@ -161,10 +168,38 @@ def _fine_tune(
         return
     if data is None:
         raise InputError(
-            f"recipe {recipe} learns from clips: make a cache with `framepack data cache`, and add --data"
+            f"recipe {recipe} learns from clips: give a folder of videos, or make a cache with "
+            "`framepack data cache`, and add --data"
         )
     probe(out)
-    typer.echo(str(finetune(config, out, source, data)))
+    made = finetune(config, out, source, _cache(data, out, source, config.device))
+    report = report_of(out) if config.held_out else {}
+    if report:
+        print_report(report, out)
+    elif config.held_out:
+        typer.echo("no report on held-out ends: it is made on one process", err=True)
+    typer.echo(str(made))
+
+
+def _cache(data: Path, out: Path, source: Source, device: str) -> Path:
+    """``data`` itself if it is a cache, else one of the videos there, made in the run's folder.
+
+    Raises:
+        InputError: several processes, which would all make it.
+    """
+    from framepack.cli.data import make_cache
+    from framepack.data.clips import cutting_for
+    from framepack.data.encoded import MANIFEST, PLAN
+    from framepack.errors import InputError
+
+    if any((data / name).is_file() for name in (MANIFEST, PLAN)):
+        return data
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"'{data}' is no cache, and several processes train: make one with `framepack data cache` first"
+        )
+    make_cache(data, out / "cache", source, cutting_for(source.spec), device=device)
+    return out / "cache"
 
 
 def _print(settings: Any) -> None:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from framepack.data.clips import Clip, Cutting, Survey
 from framepack.data.fingerprint import conditioner_digest, module_digest, video_digest
-from framepack.data.videos import Found, Rejected
+from framepack.data.videos import Found, Rejected, Video
 from framepack.errors import InputError, OutputError, RunConflictError
 
 VERSION = 1
@@ -116,6 +116,7 @@ def plan_cache(
         "version": VERSION,
         "settings": settings,
         "sources": sources,
+        "videos": [asdict(video) | {"path": str(video.path.resolve())} for video in found.videos],
         "clips": [_clip_json(clip, index[clip.video]) for clip in clips],
         "shards": _shards([clip.bucket for clip in clips], sizes),
         "captions": captions,
@@ -181,19 +182,21 @@ def _clip_json(clip: Clip, video: int) -> dict[str, Any]:
     }
 
 
-def _plan_of(held: dict[str, Any], found: Found) -> Plan:
-    clips = tuple(
-        Clip(
-            video=found.videos[row["video"]],
-            start=Fraction(row["start"]),
-            frames=row["frames"],
-            rate=Fraction(row["rate"]),
-            sources=row["sources"],
-            bucket=(row["bucket"][0], row["bucket"][1]),
-            pixel=Fraction(row["pixel"]),
-        )
-        for row in held["clips"]
+def clip_of(row: dict[str, Any], video: Video) -> Clip:
+    """The clip of ``video`` that a row of a plan's file tells of."""
+    return Clip(
+        video=video,
+        start=Fraction(row["start"]),
+        frames=row["frames"],
+        rate=Fraction(row["rate"]),
+        sources=row["sources"],
+        bucket=(row["bucket"][0], row["bucket"][1]),
+        pixel=Fraction(row["pixel"]),
     )
+
+
+def _plan_of(held: dict[str, Any], found: Found) -> Plan:
+    clips = tuple(clip_of(row, found.videos[row["video"]]) for row in held["clips"])
     return Plan(
         settings=held["settings"],
         sources=held["sources"],

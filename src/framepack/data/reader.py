@@ -5,7 +5,7 @@ Legend: B clips of a batch, N latents, C latent channels, h w their grid, L prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from framepack.conditioning.embeds import Conditioning
-from framepack.data.encoded import MANIFEST, PLAN, TEXTS, VERSION, latent_file, read_json, text_file
-from framepack.data.fingerprint import conditioner_digest, module_digest
+from framepack.data.clips import read_clip
+from framepack.data.encoded import MANIFEST, PLAN, TEXTS, VERSION, clip_of, latent_file, read_json, text_file
+from framepack.data.fingerprint import conditioner_digest, module_digest, video_digest
 from framepack.data.latents import send
+from framepack.data.videos import Video
 from framepack.errors import InputError
 from framepack.video.resize import Size
 
@@ -47,6 +49,11 @@ class Entry:
 class EncodedClips:
     """Clips by number, 0 to ``len(self)`` - 1; files are mapped, and what is asked for goes to ``device``.
 
+    Args:
+        held_out: share of each clip's last latents that no draw reaches, and ``longest`` and ``lengths`` do
+            not count. What comes before them owes nothing to them, for codecs are causal in time.
+        section: latents below which what is left of a clip is not drawn.
+
     Attributes:
         settings: those that the cache was made with.
         entries: what is known of each clip. captions: distinct ones, the empty one first.
@@ -56,7 +63,14 @@ class EncodedClips:
         InputError: no cache, or one that is not finished.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        *,
+        held_out: float = 0.0,
+        section: int = 1,
+    ) -> None:
         if not (folder / MANIFEST).is_file():
             state = "is not finished" if (folder / PLAN).is_file() else "holds no cache"
             raise InputError(f"'{folder}' {state}: make it with framepack data cache")
@@ -70,8 +84,11 @@ class EncodedClips:
         )
         self.captions: tuple[str, ...] = tuple(held["captions"])
         self.rejected: tuple[tuple[str, str], ...] = tuple((name, why) for name, why in held["rejected"])
-        self.lengths = np.array([entry.latents for entry in self.entries])
-        """Latents of each clip."""
+        self.held_out = held_out
+        whole = np.array([entry.latents for entry in self.entries])
+        left = whole - np.rint(held_out * whole).astype(whole.dtype)
+        self.lengths = np.where(left >= section, left, 0)
+        """Latents of each clip that are drawn from, its first ones; 0 of a clip that is not drawn."""
         sizes = sorted({entry.bucket for entry in self.entries})
         # Of each bucket, longest clips first, so that those long enough are a beginning.
         self._buckets = [
@@ -101,7 +118,7 @@ class EncodedClips:
 
     @property
     def longest(self) -> int:
-        """Latents of the longest clip."""
+        """Latents of the longest clip that are drawn from."""
         return int(self.lengths.max())
 
     def draw(self, rng: np.random.Generator, count: int, frames: int = 1) -> list[int]:
@@ -118,6 +135,22 @@ class EncodedClips:
             )
         bucket = rng.choice(len(fitting), p=np.array(fitting) / sum(fitting))
         return [self._buckets[bucket][n] for n in rng.integers(0, fitting[bucket], count)]
+
+    def pictures(self, clip: int) -> Iterator[np.ndarray]:
+        """The frames of a clip, uint8 (H, W, 3), read anew from the video that it was made of.
+
+        Raises:
+            InputError: the video is not at its place any more, or is another one now, or is damaged.
+        """
+        plan, entry = read_json(self.folder / PLAN), self.entries[clip]
+        row = plan["clips"][entry.clip]
+        if "videos" not in plan:
+            raise InputError(f"'{self.folder}' does not say where its videos are: make it again")
+        told = plan["videos"][row["video"]]
+        video = Video(**told | {"path": Path(told["path"])})
+        if not video.path.is_file() or video_digest(video) != list(plan["sources"].values())[row["video"]]:
+            raise InputError(f"'{video.path}' is not the video any more that '{self.folder}' was made of")
+        yield from read_clip(clip_of(row, video))
 
     def latents(self, clips: Sequence[int], frames: Sequence[Sequence[int]]) -> torch.Tensor:
         """Latents (one list of times a clip, of equal lengths) of one bucket -> (B, C, N, h, w), float32."""
@@ -150,9 +183,10 @@ class EncodedClips:
 
     def channel_std(self) -> torch.Tensor:
         """Standard deviation of each channel (C,), over some clips, on ``device``."""
-        every = max(1, len(self) // SAMPLED)
+        drawn = np.flatnonzero(self.lengths)[:: max(1, np.count_nonzero(self.lengths) // SAMPLED)]
         taken = [
-            self._of(clip, "latents")[::4].float().transpose(0, 1) for clip in range(0, len(self), every)
+            self._of(clip, "latents")[: self.lengths[clip] : 4].float().transpose(0, 1)
+            for clip in drawn.tolist()
         ]
         return torch.cat([each.flatten(1) for each in taken], dim=1).std(dim=1).to(self.device)
 

@@ -7,7 +7,13 @@ from dataclasses import replace
 from framepack.errors import InputError
 from framepack.models.spec import ModelSpec
 from framepack.training.draw import DrawConfig
-from framepack.training.finetune_config import AdapterConfig, FineTuneConfig, FlowConfig, SampleConfig
+from framepack.training.finetune_config import (
+    AdapterConfig,
+    FineTuneConfig,
+    FlowConfig,
+    ReportConfig,
+    SampleConfig,
+)
 
 
 def lora(spec: ModelSpec) -> FineTuneConfig:
@@ -66,6 +72,8 @@ def bundled_finetune(spec: ModelSpec) -> FineTuneConfig:
         checkpointing=False,
         save_every=50,
         samples=SampleConfig(every=100),
+        report=ReportConfig(seeds=4),
+        held_out=0.2,
     )
 
 

@@ -37,6 +37,7 @@ from framepack.training.lora import FILE, attach, detach, save_lora
 from framepack.training.masters import Masters
 from framepack.training.progress import Advance, progress
 from framepack.training.samples import write_samples
+from framepack.training.trial import Trial
 
 STATE, CARD = "state.safetensors", "train.json"
 _FREE = ("steps", "samples", "save_every", "log_every", "tensorboard", "merge", "diffusers", "device")
@@ -46,8 +47,9 @@ _FREE = ("steps", "samples", "save_every", "log_every", "tensorboard", "merge", 
 def finetune(config: FineTuneConfig, out: Path, model: str | Source, data: Path) -> Path:
     """Fine-tune, or go on, and return what is for use: a LoRA file, or a model folder.
 
-    Writes into ``out``: train.json, metrics.jsonl, state.safetensors (to resume), samples/, and the LoRA (see
-    `save_lora`) or model/; at the end, as configured, model/ with the LoRA in it, and diffusers/transformer.
+    Writes into ``out``: train.json, metrics.jsonl, state.safetensors (to resume), samples/, the report where
+    clips are held out (see `training.report`), and the LoRA (see `save_lora`) or model/; at the end, as
+    configured, model/ with the LoRA in it, and diffusers/transformer.
 
     Args:
         model: as ``load_bundle``. data: folder of a cache of encoded clips.
@@ -59,8 +61,9 @@ def finetune(config: FineTuneConfig, out: Path, model: str | Source, data: Path)
     """
     source = resolve_model(model) if isinstance(model, str) else model
     device, dtype = pick_device(config.device), getattr(torch, config.dtype)
-    clips = EncodedClips(data, device)
     methods = taught_methods(config, source.spec)
+    section = max(method.section_size for method in methods.values())
+    clips = EncodedClips(data, device, held_out=config.held_out, section=section)
     check_clips(clips, source.spec, methods)
     source = source.complete()
     card = _card(out, config, digest_of(source), data)
@@ -75,10 +78,15 @@ def finetune(config: FineTuneConfig, out: Path, model: str | Source, data: Path)
         ema=config.ema,
         muon=False,
     )
+    trial = Trial.of(config, out, bundle, clips, methods)
     with progress() as bars:
+        if trial is not None:
+            trial.before(bars)
         _take_steps(config, out, bundle, clips, methods, masters, bars.task("training"))
-    with masters.averaged():
-        return _finish(config, out, bundle, methods)
+        with masters.averaged():
+            if trial is not None:
+                trial.after(bars)
+            return _finish(config, out, bundle, methods)
 
 
 def taught_methods(config: FineTuneConfig, spec: ModelSpec) -> dict[str, Method]:
@@ -117,9 +125,11 @@ def check_clips(clips: EncodedClips, spec: ModelSpec, methods: dict[str, Method]
         )
     size = max(method.section_size for method in methods.values())
     if clips.longest < size:
+        longest = max(entry.latents for entry in clips.entries)
+        held = f" of which {clips.held_out:.0%} are held out," if clips.held_out else ""
         raise InputError(
-            f"the longest clip of '{clips.folder}' has {clips.longest} latents, a section has {size}: make "
-            "longer clips"
+            f"the longest clip of '{clips.folder}' has {longest} latents,{held} a section has {size}: "
+            f"make longer clips{', or lower held_out' if held else ''}"
         )
 
 

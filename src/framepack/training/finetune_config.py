@@ -87,6 +87,21 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The report on held-out ends of clips.
+
+    Args:
+        ends: clips of which the ends are generated, at most. seeds: videos of each.
+    """
+
+    ends: int = 8
+    seeds: int = 2
+
+    def __post_init__(self) -> None:
+        check(self, COUNT, "ends", "seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FineTuneConfig:
     """Everything that decides the weights, beside the model and the clips.
 
@@ -103,6 +118,8 @@ class FineTuneConfig:
         isolated_history: history attends to history only, at a timestep of 0; of whole models only.
         codewords: K of a codebook fitted to the clips, by which all methods discretise their history
             (``+D``); None: as the model has it. Of whole models only.
+        held_out: share of each clip's last latents that no draw sees; above 0 there is a report on how near
+            generated ends come to them before and after.
         save_every, log_every: in steps.
         tensorboard: also write its event files.
         merge: at the end, also save the model with the LoRA in its weights.
@@ -117,6 +134,8 @@ class FineTuneConfig:
     draw: DrawConfig
     objective: FlowConfig = field(default_factory=FlowConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    held_out: float = 0.0
     steps: int = 2000
     batch: int = 8
     micro: int = 1
@@ -142,7 +161,7 @@ class FineTuneConfig:
         check(self, COUNT, "steps", "batch", "micro", "warmup", "save_every", "log_every")
         check(self, POSITIVE, "rate", "clip")
         check(self, AMOUNT, "weight_decay", "seed")
-        check(self, SHARE, "decay", *(["ema"] if self.ema is not None else []))
+        check(self, SHARE, "decay", "held_out", *(["ema"] if self.ema is not None else []))
         if self.codewords is not None:
             check(self, COUNT, "codewords")
         if self.dtype not in DTYPES:
