@@ -9,6 +9,7 @@ from framepack.errors import InputError, UnknownNameError
 from framepack.models.shift import RELEASED, Balance, Shift
 from framepack.training.corruption import CorruptionConfig, RolloutConfig
 from framepack.training.draw import DrawConfig
+from framepack.training.optimisers import OPTIMISERS
 
 TIMES = ("logit-normal", "uniform")
 DTYPES = ("bfloat16", "float32")
@@ -111,7 +112,9 @@ class FineTuneConfig:
         draw: methods are those of the model by their names there, others by friendly names or notation.
         steps: optimiser steps in all. warmup: steps to the full rate, which falls linearly over the last
             ``decay`` (a share) of all steps.
-        batch: samples of a step. micro: those of one draw, which a device holds at once.
+        batch: samples of a step, of all processes together. micro: those of one draw, which a device holds
+            at once.
+        optimiser: ``adamw``, or ``adamw8bit`` whose moments take a quarter of the memory.
         ema: decay of the averaged weights, which are what is saved for use; None: no average.
         dtype: in which the model computes. What is trained has float32 masters.
         checkpointing: activations are computed again for the gradient, which saves memory.
@@ -139,6 +142,7 @@ class FineTuneConfig:
     steps: int = 2000
     batch: int = 8
     micro: int = 1
+    optimiser: str = "adamw"
     rate: float = 1e-4
     weight_decay: float = 1e-4
     warmup: int = 50
@@ -164,6 +168,8 @@ class FineTuneConfig:
         check(self, SHARE, "decay", "held_out", *(["ema"] if self.ema is not None else []))
         if self.codewords is not None:
             check(self, COUNT, "codewords")
+        if self.optimiser not in OPTIMISERS:
+            raise UnknownNameError("optimiser", self.optimiser, OPTIMISERS)
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", str(self.dtype), DTYPES)
         if self.batch % self.micro:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from framepack.data.encoded import whole
+from framepack.errors import InputError
+from framepack.training.state import keep_only, state_files
+
+ROWS = "rows"
+"""Metadata of a file that has a part of each tensor: the first row of it, by name, as JSON."""
+_CONSTANT = ("qmap1", "qmap2")
+"""What bitsandbytes keeps beside its moments and never changes; all parameters share it."""
 
 
 def is_matrix(name: str, parameter: torch.Tensor) -> bool:
@@ -29,7 +37,11 @@ class Masters:
         rate, weight_decay: of the optimisers.
         ema: decay of the averaged weights; None keeps no average.
         muon: for matrices of blocks, with AdamW for the others; false: AdamW for all.
+        adamw: the class where it is for all, see ``adamw_named``.
     """
+
+    part, parts = 0, 1
+    """Which of the files of a state is this process's, and how many there are."""
 
     def __init__(
         self,
@@ -39,6 +51,7 @@ class Masters:
         weight_decay: float,
         ema: float | None,
         muon: bool = True,
+        adamw: type[torch.optim.Optimizer] = torch.optim.AdamW,
     ) -> None:
         self.live = {
             f"{prefix}.{name}": parameter
@@ -46,10 +59,14 @@ class Masters:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        self.master = {n: p.detach().float().clone().requires_grad_() for n, p in self.live.items()}
+        self.master = {name: self._master(parameter) for name, parameter in self.live.items()}
         self.average = {} if ema is None else {n: p.detach().clone() for n, p in self.master.items()}
         self.rate, self.ema, self.updates = rate, ema, 0
-        self.optimisers = self._with_muon(weight_decay) if muon else self._adamw(weight_decay)
+        self.divisible = adamw is torch.optim.AdamW
+        self.optimisers = self._with_muon(weight_decay) if muon else self._adamw(weight_decay, adamw)
+
+    def _master(self, live: torch.Tensor) -> torch.Tensor:
+        return live.detach().float().clone().requires_grad_()
 
     def _with_muon(self, weight_decay: float) -> list[torch.optim.Optimizer]:
         matrices = [p for n, p in self.master.items() if is_matrix(n, p)]
@@ -61,19 +78,39 @@ class Masters:
             torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def _adamw(self, weight_decay: float) -> list[torch.optim.Optimizer]:
+    def _adamw(self, weight_decay: float, kind: Any) -> list[torch.optim.Optimizer]:
         """Biases and gains do not decay."""
         groups = [
             {"params": [p for p in self.master.values() if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in self.master.values() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return [torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate)]
+        return [kind([g for g in groups if g["params"]], lr=self.rate)]
+
+    # A step ----------------------------------------------------------------------------------------
 
     def step(self, scale: float, clip: float) -> torch.Tensor:
         """One update from the gradients averaged over processes; returns their norm before clipping.
 
         ``scale`` multiplies the learning rate. The norm is a tensor: reading it waits for a GPU.
         """
+        norm = self._take_gradients(clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * scale
+            optimiser.step()
+        with torch.no_grad():
+            self._publish()
+            for parameter in self.live.values():
+                parameter.grad = None
+            if self.ema is not None:
+                # A plain mean at first: with the full decay the start would weigh for hundreds of steps.
+                keep = min(self.ema, self.updates / (self.updates + 1))
+                torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - keep)
+            self.updates += 1
+        return norm
+
+    def _take_gradients(self, clip: float) -> torch.Tensor:
+        """Give the masters their gradients, clipped to a common norm; returns it as it was."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.live.values()]
         flat = torch.cat([grad.float().flatten() for grad in grads])
         if dist.is_initialized():
@@ -84,20 +121,13 @@ class Masters:
         parts = flat.split([p.numel() for p in self.live.values()])
         for master, part in zip(self.master.values(), parts, strict=True):
             master.grad = part.view_as(master)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * scale
-            optimiser.step()
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.live.values()), list(self.master.values()))
-            for parameter in self.live.values():
-                parameter.grad = None
-            if self.ema is not None:
-                # A plain mean at first: with the full decay the start would weigh for hundreds of steps.
-                keep = min(self.ema, self.updates / (self.updates + 1))
-                torch._foreach_lerp_(list(self.average.values()), list(self.master.values()), 1 - keep)
-            self.updates += 1
         return norm
+
+    def _publish(self) -> None:
+        """Have the modules compute with the masters' values."""
+        torch._foreach_copy_(list(self.live.values()), list(self.master.values()))
+
+    # The modules, for others -----------------------------------------------------------------------
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -111,6 +141,19 @@ class Masters:
                 for name in self.average:
                     self.live[name].copy_(self.master[name])
 
+    def gathered(self, module: Any) -> Any | None:
+        """A module of whole weights as they are now, to save; None where another process saves.
+
+        Every process must ask. ``module`` is the only one that is trained.
+        """
+        return module
+
+    def at_hand(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """While it lasts this process may call the modules by itself, if one of the processes wants to."""
+        return contextlib.nullcontext()
+
+    # On disk ---------------------------------------------------------------------------------------
+
     def _state(self) -> dict[str, torch.Tensor]:
         names = {id(p): n for n, p in self.master.items()}
         state = {f"master/{n}": p.detach() for n, p in self.master.items()}
@@ -118,7 +161,8 @@ class Masters:
         for optimiser in self.optimisers:
             for parameter, slots in optimiser.state.items():
                 for key, value in slots.items():
-                    state[f"optimiser/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
+                    if key not in _CONSTANT:
+                        state[f"optimiser/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
         return {n: t.contiguous() for n, t in state.items()}
 
     def save(self, path: Path) -> None:
@@ -129,25 +173,67 @@ class Masters:
         """
         with whole(path) as part:
             save_file(self._state(), part, metadata={"step": json.dumps(self.updates)})
+        keep_only(path, (path,))
 
     def load(self, path: Path) -> int:
-        """Continue from ``save``; returns the number of finished steps."""
-        owner = {n: o for o in self.optimisers for g in o.param_groups for n in self._names(g["params"])}
-        with safe_open(path, "pt") as file, torch.no_grad():
-            self.updates = json.loads(file.metadata()["step"])
-            for key in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(key)
-                kind, name = key.split("/")[:2]
-                if kind == "master":
-                    self.master[name].copy_(tensor)
-                    self.live[name].copy_(tensor)
-                elif kind == "average":
-                    self.average[name].copy_(tensor)
-                else:
-                    # Counters of steps stay on the CPU, where the optimiser made them and reads them.
-                    place = tensor.to(self.master[name].device) if tensor.ndim else tensor
-                    owner[name].state[self.master[name]][key.split("/")[2]] = place
+        """Continue from ``save``, of any number of processes; returns the number of finished steps.
+
+        Raises:
+            InputError: moments in blocks of other parts than this process has.
+        """
+        files = state_files(path)
+        if files and not self.divisible:
+            if len(files) != self.parts:
+                raise InputError(
+                    f"'{path.parent}' was saved by {len(files)} processes, and moments of 8 bits cannot be "
+                    f"divided anew: go on with {len(files)}"
+                )
+            files = (files[self.part],)
+        if files:
+            self._make_slots()
+        for file in files:
+            with safe_open(file, "pt") as held:
+                said = held.metadata()
+                self.updates = json.loads(said["step"])
+                self._read(held, json.loads(said.get(ROWS, "{}")))
+        with torch.no_grad():
+            self._publish()
         return self.updates
+
+    def _make_slots(self) -> None:
+        """Have the optimisers make what they keep, by a step whose result is then overwritten."""
+        for master in self.master.values():
+            master.grad = torch.zeros_like(master)
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+    @torch.no_grad()
+    def _read(self, held: Any, rows: dict[str, int]) -> None:
+        """Take over what one file has of this process's part; ``rows``: where the file's own begins."""
+        slots = {
+            name: optimiser.state[self.master[name]]
+            for optimiser in self.optimisers
+            for group in optimiser.param_groups
+            for name in self._names(group["params"])
+        }
+        for key in held.keys():  # noqa: SIM118
+            kind, name, *slot = key.split("/")
+            kept: Any = {"master": self.master, "average": self.average, "optimiser": slots.get(name)}[kind]
+            at = slot[0] if slot else name
+            if not isinstance(kept[at], torch.Tensor):
+                kept[at] = held.get_tensor(key).item()
+            elif kept[at].ndim == 0:
+                kept[at].copy_(held.get_tensor(key))
+            else:
+                start = rows.get(name, 0) - self.first_row(name)
+                part = held.get_slice(key)
+                stop = min(start + part.get_shape()[0], len(kept[at]))
+                if max(start, 0) < stop:
+                    kept[at][max(start, 0) : stop].copy_(part[max(-start, 0) : stop - start])
+
+    def first_row(self, name: str) -> int:
+        """Where this process's part of a parameter begins."""
+        return 0
 
     def _names(self, parameters: list[torch.Tensor]) -> list[str]:
         wanted = {id(p) for p in parameters}

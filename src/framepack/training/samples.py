@@ -88,6 +88,7 @@ def write_samples(
     *,
     dtype: torch.dtype,
     centroids: torch.Tensor | None = None,
+    write: bool = True,
 ) -> None:
     """``step-N-clip-M.mp4`` for clips spread over the cache, and once what the codec makes of them.
 
@@ -95,6 +96,7 @@ def write_samples(
 
     Args:
         dtype: in which the transformer computes. centroids: (K, C), for methods with discretised history.
+        write: false in all but one of the processes that share the model.
 
     Raises:
         OutputError: a place that cannot be written.
@@ -113,6 +115,8 @@ def write_samples(
         latents = min(clips.entries[number].latents, 1 + config.sections * method.section_size)
         timeline = sampling.timeline(latents, known=1)
         made = sampling.go_on(number, timeline, seed=number)
+        if not write:
+            continue
         videos = {f"step-{step:06d}-clip-{number}.mp4": made}
         if not (folder / f"clip-{number}.mp4").exists():
             videos[f"clip-{number}.mp4"] = clips.latents([number], [range(latents)])
