@@ -755,6 +755,8 @@ def test_plan_json():
         "order": "inverted",
         "frames": 91,
         "latent_frames": 24,
+        "known": [0],
+        "loop": 0,
         "fps": 30,
         "context_tokens": 2366,
         "start_tokens": 1560,

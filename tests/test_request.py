@@ -205,7 +205,8 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])
 def test_every_part_of_a_configuration_tells_runs_apart(name: str) -> None:
     old = getattr(config(), name)
-    other = {"method": {"order": "x"}, "image": "cd", "shift": 2.0, "embedded_guidance": 10.0, "loras": "ef"}
+    other = {"method": {"order": "x"}, "cues": [{"at": 0.0, "prompt": "x"}], "image": "cd", "shift": 2.0, "embedded_guidance": 10.0, "loras": "ef"}
+    other["given"] = ((3, "gh"),)
     new = other[name] if name in other else old + "x" if isinstance(old, str) else old + 1
     assert replace(config(), **{name: new}).job != config().job
 

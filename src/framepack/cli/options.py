@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from framepack.generation.given import Keyframe
 
 WHAT = "What to make"
 HOW = "How to make it"
@@ -16,6 +19,40 @@ Image = Annotated[
     typer.Option(
         "--image",
         help="Picture the video starts from; without it, text-to-video.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+EndImage = Annotated[
+    Path | None,
+    typer.Option("--end-image", help="Picture the video ends on.", show_default=False, rich_help_panel=WHAT),
+]
+Keyframes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keyframe",
+        help="Picture at a time in seconds, such as 2.5=door.png; repeatable.",
+        metavar="SECONDS=FILE",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Loop = Annotated[bool, typer.Option("--loop", help="Have the end lead to the start.", rich_help_panel=WHAT)]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="What happens. By time: '[0s: ...] [2s-3.5s: ...] [5s blend 1s: ...]'; by section: "
+        "'0:...;;;2-3:...;;;-1:...'.",
+        show_default=False,
+        rich_help_panel=WHAT,
+    ),
+]
+Storyboard = Annotated[
+    Path | None,
+    typer.Option(
+        "--storyboard",
+        help="YAML file of scenes, instead of --prompt and --seconds.",
         show_default=False,
         rich_help_panel=WHAT,
     ),
@@ -83,3 +120,11 @@ Overwrite = Annotated[
         "--overwrite", help="Replace a file of another origin at the output's place.", rich_help_panel=WHERE
     ),
 ]
+
+
+def keyframes(texts: list[str] | None, end: Path | None) -> tuple[Keyframe, ...]:
+    """What ``--keyframe`` and ``--end-image`` ask for. Raises InputError: a keyframe of another form."""
+    from framepack.generation.given import Keyframe
+
+    ends = () if end is None else (Keyframe(picture=end),)
+    return (*(Keyframe.parse(text) for text in texts or ()), *ends)

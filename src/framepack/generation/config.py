@@ -9,6 +9,7 @@ from framepack.generation.hashing import hash_json
 from framepack.generation.request import GenerateRequest, Selection
 from framepack.models.lora import digest
 from framepack.models.shift import Shift, shift_to_json
+from framepack.planning.script import Script
 from framepack.video.images import picture_digest
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ class RunConfig:
         frames, fps, height, width: of the finished video, pixels.
         seed, steps, guidance, solver: of sampling. embedded_guidance: of distilled models, else None.
         shift: of the noise levels, fixed or balanced. sigmas: the rule of the noise levels.
-        prompt, negative_prompt: as worded; the negative one is empty where guidance leaves it unused.
+        prompt: as worded. cues: a prompt that changes with time, see ``Script.to_json``; None for one prompt.
+        negative_prompt: as worded; empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
+        given: latent frame and sha256 of the pixels of all else that is given.
+        loop: its end leads to its start.
         loras: digest of the LoRA files and their weights; None without.
         device, dtype: other devices and precisions round differently.
     """
@@ -55,6 +59,9 @@ class RunConfig:
     dtype: str
     embedded_guidance: float | None = None
     loras: str | None = None
+    given: tuple[tuple[int, str], ...] = ()
+    loop: bool = False
+    cues: list[dict[str, Any]] | None = None
     sigmas: str = "flow"
     sampling_version: int = SAMPLING_VERSION
 
@@ -64,7 +71,13 @@ class RunConfig:
         return hash_json(self.to_json(), 12)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shift": shift_to_json(self.shift)}
+        given = [list(each) for each in self.given]
+        return asdict(self) | {"shift": shift_to_json(self.shift), "given": given}
+
+    @property
+    def script(self) -> Script:
+        """The prompts by time."""
+        return Script.of(self.prompt) if self.cues is None else Script.from_json(self.cues)
 
     def sampling(self) -> dict[str, Any]:
         """What every section is made with: part of each section's key.
@@ -72,13 +85,14 @@ class RunConfig:
         Length, prompt and picture are not in it: a section depends on them only through its own
         row of the plan, its prompt and its context.
         """
-        elsewhere = {"frames", "fps", "seed", "prompt", "image"}
+        elsewhere = {"frames", "fps", "seed", "prompt", "cues", "image", "given", "loop"}
         return {name: value for name, value in self.to_json().items() if name not in elsewhere}
 
 
 def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> RunConfig:
     """The configuration that a request and its selection come to with a loaded model."""
-    spec = bundle.spec
+    spec, script = bundle.spec, selection.script
+    changes = len(script.cues) > 1
     guidance = float(spec.guidance if request.guidance is None else request.guidance)
     return RunConfig(
         model_digest=bundle.digest,
@@ -92,7 +106,8 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         guidance=guidance,
         solver=request.solver or spec.solver,
         shift=spec.shift,
-        prompt=request.prompt,
+        prompt=str(script) if changes else script.cues[0].prompt,
+        cues=script.to_json() if changes else None,
         negative_prompt="" if guidance == 1 else request.negative_prompt,
         image=None if selection.picture is None else picture_digest(selection.picture),
         device=bundle.device.type,
@@ -101,6 +116,8 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
             spec.embedded_guidance if request.embedded_guidance is None else request.embedded_guidance
         ),
         loras=digest(request.loras) if request.loras else None,
+        given=tuple((each.at, each.digest) for each in selection.given if each.at or each.clip),
+        loop=request.loop,
         sigmas=spec.sigmas,
     )
 

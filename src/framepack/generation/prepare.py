@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest, Selection, select
-from framepack.generation.run import PreparedRun
+from framepack.generation.run import Known, PreparedRun
 from framepack.models.bundle import Bundle
 from framepack.models.codebook import check_codebook
 from framepack.models.device import pick_device, pick_dtype
@@ -19,6 +20,8 @@ from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
 from framepack.sampling.solvers import check_solver
 
+HELD = 2
+"""Latent frames for which a picture is held before its own, where a codec looks back."""
 LOW_PSNR = 25.0
 """dB below which a picture has visibly lost something in the codec."""
 
@@ -50,7 +53,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     config = resolve(request, selection, bundle)
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)
-    known, faults = encode_picture(selection, bundle)
+    known, faults = encode_given(selection, bundle)
     told = prompt_warnings(request, config, bundle)
     # Last of all: a request that is refused leaves the model as it is.
     bundle.transformer.add_kernels(selection.method.schedule.kernels)
@@ -67,6 +70,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         overwrite=request.overwrite,
         warnings=(
             *(() if source is None else source.remarks),
+            *selection.remarks,
             *told,
             *faults,
             *left_out,
@@ -93,29 +97,36 @@ def with_loras(bundle: Bundle, loras: tuple[Lora, ...]) -> tuple[Bundle, list[st
 
 
 @torch.inference_mode()
-def encode_picture(selection: Selection, bundle: Bundle) -> tuple[dict[int, torch.Tensor], list[str]]:
-    """The start image as the latent (C, h, w) of frame 0, and a warning where the codec can't hold it."""
-    if selection.picture is None:
-        return {}, []
-    import numpy as np
+def encode_given(selection: Selection, bundle: Bundle) -> tuple[tuple[Known, ...], list[str]]:
+    """The latents of all that is given, and a warning for each picture that the codec can't hold.
 
-    pixels = torch.from_numpy(np.asarray(selection.picture, dtype=np.float32) / 127.5 - 1)
-    video = pixels.permute(2, 0, 1)[None, :, None]
-    latents = bundle.codec.encode(video)
-    error = (bundle.codec.decode(latents).float().cpu() - video).square().mean().item()
-    psnr = 10 * np.log10(4 / max(error, 1e-12))
-    faults = []
-    if psnr < LOW_PSNR:
-        faults.append(
-            f"the picture comes out of the model's codec at {psnr:.1f} dB PSNR, below {LOW_PSNR:g}: "
-            "it will look simplified; pictures like those it was trained on come out sharper"
-        )
-    return {0: latents[0, :, 0].float().cpu()}, faults
+    Past its first latent frame a causal codec wants frames before: the first one is held for them.
+    """
+    stride, made, faults = bundle.spec.temporal_stride, [], []
+    for given in selection.given:
+        pixels = torch.tensor(given.pixels)
+        if stride > 1 and given.at and not given.clip:
+            pixels = pixels.expand(stride, -1, -1, -1)
+        held = 1 + HELD * stride if stride > 1 and given.at else 0
+        pixels = torch.cat([pixels[:1].expand(held, -1, -1, -1), pixels])
+        video = pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        latents = bundle.codec.encode(video)
+        if not given.clip:
+            shown = bundle.codec.decode(latents)[:, :, -1:].float().cpu()
+            psnr = -10 * math.log10(max((shown - video[:, :, -1:]).square().mean().item() / 4, 1e-12))
+            if psnr < LOW_PSNR:
+                told = given.told.replace("start ", "") if len(selection.given) == 1 else given.told
+                faults.append(
+                    f"{told} comes out of the model's codec at {psnr:.1f} dB PSNR, below {LOW_PSNR:g}: "
+                    "it will look simplified; pictures like those it was trained on come out sharper"
+                )
+        made.append(Known(given.at, latents[0, :, -given.latents :].float().cpu(), given.digest))
+    return tuple(made), faults
 
 
 def prompt_warnings(request: GenerateRequest, config: RunConfig, bundle: Bundle) -> list[str]:
     """What the prompts say in vain: unknown words, words of a slot that is taken, a prompt without a part."""
-    told = bundle.conditioner.remarks((config.prompt, config.negative_prompt))
+    told = bundle.conditioner.remarks((*config.script.prompts, config.negative_prompt))
     if request.negative_prompt and not config.negative_prompt:
         told.append(
             f"the negative prompt has no part at guidance {config.guidance:g}: raise --guidance above 1"

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framepack.errors import InputError
+from framepack.generation.given import (
+    Given,
+    Keyframe,
+    check_apart,
+    given_picture,
+    latent_at,
+    open_picture,
+    unseen,
+)
 from framepack.models.lora import Lora
 from framepack.models.spec import ModelSpec
 from framepack.planning.method import Method
-from framepack.planning.planners import Plan, plan
+from framepack.planning.planners import Plan, plan, tiles
+from framepack.planning.prompts import read_prompt, script_of
+from framepack.planning.script import Script
 from framepack.planning.timeline import Timeline
-from framepack.video.io import read_image
-from framepack.video.resize import nearest_bucket, to_bucket
+from framepack.video.resize import nearest_bucket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +48,11 @@ class GenerateRequest:
         model: ``bundled``, a folder, a safetensors file or a hub id, see ``models.source``.
         parts: folders or hub ids of what the model comes without, such as text encoders.
         loras: LoRA files with their weights, added up.
-        prompt, negative_prompt: what to show, and what not to.
+        prompt: what to show; one that changes is written by time or by section, see ``planning.prompts``.
+        negative_prompt: what not to show.
         image: picture that the video starts from, a file or loaded; without it, text-to-video.
+        keyframes: pictures at other times of it, the end among them.
+        loop: its end leads to its start.
         seconds, frames: length, one of the two; 5 s when neither is given. At most a day.
         method: a friendly name or a string in the paper's notation.
         schedule: instead of the method's own: a name, ``lambda=X``, ``budget=X`` or notation.
@@ -58,9 +72,11 @@ class GenerateRequest:
     model: str = "bundled"
     parts: tuple[str, ...] = ()
     loras: tuple[Lora, ...] = ()
-    prompt: str = ""
+    prompt: str | Script = ""
     negative_prompt: str = ""
     image: Path | Image | None = None
+    keyframes: tuple[Keyframe, ...] = ()
+    loop: bool = False
     seconds: float | None = None
     frames: int | None = None
     method: str | None = None
@@ -90,8 +106,9 @@ class GenerateRequest:
                 raise InputError(f"{name} {scale:g} must be 0 to {MAX_GUIDANCE:g}; 1 is none")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")
-        for name, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
-            check_prompt(text, name)
+        check_prompt(self.negative_prompt, "negative prompt")
+        for text in (read_prompt(self.prompt) if isinstance(self.prompt, str) else self.prompt).prompts:
+            check_prompt(text)
 
 
 def check_prompt(text: str, name: str = "prompt") -> None:
@@ -115,16 +132,21 @@ class Selection:
     """What a request comes to for one model: all integers, no tensors.
 
     Attributes:
+        script: the prompts by time.
         size: (height, width) in pixels. grid: the same on the latent grid.
-        picture: the start image, cropped and resized to ``size``.
+        picture: the start image, or the first frame of the clip that the video goes on from, at ``size``.
+        given: all that stands in the video as it is, pictures and clips. remarks: a line each, for the user.
     """
 
     method: Method
     timeline: Timeline
     plan: Plan
+    script: Script
     size: tuple[int, int]
     grid: tuple[int, int]
     picture: Image | None
+    given: tuple[Given, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def context_tokens(self) -> int:
@@ -136,36 +158,84 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
     """Settle method, length, size, picture and plan of a request.
 
     Raises:
-        InputError: a length, size or picture that cannot be used.
+        InputError: a length, size, picture or prompt that cannot be used.
         NotationError, UnknownNameError: a method or schedule that is neither a name nor parses.
         UntrainedMethodError: the model was not trained for it, and ``untrained`` is off.
     """
     method = spec.method(request.method, request.schedule, untrained=request.untrained)
-    timeline = _timeline(request, spec, method)
     if request.embedded_guidance is not None and spec.embedded_guidance is None:
         raise InputError(
             f"embedded guidance {request.embedded_guidance:g}: {spec.name} takes none, its guidance is not "
             "distilled; use guidance"
         )
-    given = request.image
-    image = read_image(given) if isinstance(given, Path) else given
-    size = _size(request, spec, None if image is None else (image.height, image.width))
+    start = [] if request.image is None else [Keyframe(picture=request.image, at=0.0)]
+    pictures = [(keyframe, open_picture(keyframe.picture)) for keyframe in (*start, *request.keyframes)]
+    size = _size(request, spec, next(((p.height, p.width) for _, p in pictures), None))
     grid = (size[0] // spec.spatial_stride, size[1] // spec.spatial_stride)
     if spec.pyramid is not None:
         spec.pyramid.check(request.steps or spec.steps, grid, spec.base_kernel)
+    timeline = _timeline(request, spec, method)
+    given = [given_picture(p, size, latent_at(k, timeline), k.told) for k, p in pictures]
+    check_apart(given, timeline)
+    timeline = replace(timeline, known=tuple(frame for each in given for frame in each.frames))
+    chosen, remarks = _that_sees(request, spec, timeline, given)
+    script = script_of(request.prompt, tiles(timeline, chosen.method), timeline)
     return Selection(
-        method=method,
+        method=chosen.method,
         timeline=timeline,
-        plan=plan(timeline, method),
+        plan=chosen,
+        script=script,
         size=size,
         grid=grid,
-        picture=None if image is None else to_bucket(image, size),
+        picture=given[0].picture if start else None,
+        given=tuple(given),
+        remarks=(*remarks, *_unheard(script, timeline, chosen.method)),
     )
 
 
+def _that_sees(
+    request: GenerateRequest, spec: ModelSpec, timeline: Timeline, given: Sequence[Given]
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan by the method asked for; where none is, and the model's own would jump, by one that does not.
+
+    What is told: that another method was taken, or that the one asked for jumps.
+    """
+
+    def planned(name: str | None) -> tuple[Plan, Given | None]:
+        method = spec.method(name, request.schedule, untrained=request.untrained)
+        script = script_of(request.prompt, tiles(timeline, method), timeline)
+        made = plan(timeline, method, loop=request.loop, script=script)
+        return made, unseen(made, given)
+
+    wanted, missed = planned(request.method)
+    if missed is None:
+        return wanted, ()
+    blind = f"sees nothing of {missed.told} from the section beside it"
+    for name in spec.methods:
+        other, also_missed = planned(name)
+        if also_missed is None and request.method is None:
+            return other, (f"made by method {name}: {wanted.method.order} {blind}",)
+        if also_missed is None:
+            return wanted, (
+                f"method {request.method} {blind}: the video may jump there, with {name} it does not",
+            )
+    return wanted, (f"no method of {spec.name} {blind}: the video may jump there",)
+
+
+def _unheard(script: Script, timeline: Timeline, method: Method) -> list[str]:
+    """Prompts that hold for less than a section, and so for none."""
+    return [
+        f"the prompt from {turn.at:g} s on is in no section, for the middle of none falls in its time: "
+        "have it hold longer"
+        for turn, span in script.switches(tiles(timeline, method), timeline)
+        if span is None
+    ]
+
+
 def _timeline(request: GenerateRequest, spec: ModelSpec, method: Method) -> Timeline:
-    known, fps, stride = () if request.image is None else (0,), spec.fps, spec.temporal_stride
-    clip = spec.clip(method)
+    fps, stride, clip = spec.fps, spec.temporal_stride, spec.clip(method)
+    # A model whose codec takes a section at a time counts a start picture by itself.
+    known = () if request.image is None else (0,)
     if request.frames is not None:
         timeline = Timeline(frames=request.frames, fps=fps, stride=stride, known=known, clip=clip)
         # One limit for both ways of asking; seconds state it in their own words.
@@ -173,6 +243,8 @@ def _timeline(request: GenerateRequest, spec: ModelSpec, method: Method) -> Time
     else:
         seconds = SECONDS if request.seconds is None else request.seconds
         timeline = Timeline.from_seconds(seconds, fps=fps, stride=stride, known=known, clip=clip)
+        if request.loop:
+            timeline = replace(timeline, frames=timeline.padded_frames)
     return timeline
 
 

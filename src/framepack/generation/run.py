@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from framepack.generation.decode import decode_frames, preview
 from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
 from framepack.generation.hashing import hash_file, hash_json
 from framepack.generation.held import as_held, held_latents
-from framepack.generation.maker import OnStep, SectionMaker, section_key, section_row
+from framepack.generation.maker import OnStep, SectionMaker, prompts_of, section_key, section_row
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
 from framepack.generation.request import check_prompt
@@ -38,13 +38,22 @@ TOLD = 8
 """Frames between two events while the video is written; a run can be stopped at each of them."""
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Latents (C, n, h, w) from timeline index ``at`` on, of pixels with this digest."""
+
+    at: int
+    latents: torch.Tensor
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
     """A request that has passed every check; nothing is written yet.
 
     Attributes:
         context_tokens: the most tokens of history, tail included, that a section sees.
-        known: latents (C, h, w) by timeline index, of pictures given by the user.
+        known: latents of what the user gave.
         picture: the start picture, at the size of the video.
         warnings: one line each, for the user.
         seconds: time that preparing took.
@@ -55,7 +64,7 @@ class PreparedRun:
     plan: Plan
     context_tokens: int
     bundle: Bundle
-    known: dict[int, torch.Tensor]
+    known: tuple[Known, ...]
     places: Places
     picture: Image | None = None
     overwrite: bool = False
@@ -81,7 +90,8 @@ class PreparedRun:
         """Have the next ``events`` make a section anew: other noise and, if given, another prompt.
 
         Sections that see it are made anew too; others stay as they are. Without ``prompt`` the section
-        keeps the one it has; ``config.prompt`` is the way back to the run's own.
+        keeps the one it has; ``config.prompt`` is the way back to the run's own. A prompt by time has no
+        meaning here and is taken by its letters.
 
         Raises:
             InputError: there is no such section, or a prompt that cannot be used.
@@ -129,7 +139,7 @@ def latents_of(job: PreparedRun, emit: Emit) -> torch.Tensor:
     with RunStore(job.places.workdir, job.config.to_json()) as store:
         emit(_started(job, store))
         _fill(job, store, Clock(prepare=job.seconds), emit)
-        return store.fetch(range(job.plan.timeline.latent_frames))
+        return store.fetch(range(job.plan.shown.latent_frames))
 
 
 def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[Stored]:
@@ -137,13 +147,14 @@ def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[S
     config, sections, conditioner = job.config, job.plan.sections, job.bundle.conditioner
     changed = [edit.prompt for edit in store.edits.values() if edit.prompt is not None]
     maker = SectionMaker(config, job.bundle, clock, job.picture, changed)
-    for frame, latent in job.known.items():
-        store.place(_known(config, store, frame, latent.clone))
+    for known in job.known:
+        frames = range(known.at, known.at + known.latents.shape[1])
+        _place(job, store, _known(config, store, frames, known.digest, known.latents.clone))
     held = job.bundle.spec.held_start
     if held is not None and job.picture is not None:
         size = job.method.section_size
         for frame, make in held_latents(job.bundle.codec, job.picture, size, held, config.seed).items():
-            store.place(_known(config, store, frame, make))
+            store.place(_known(config, store, [frame], config.image, lambda make=make: make()[:, None]))  # type: ignore[misc]
     made: list[Stored] = []
     for planned in sections:
         begun = time.perf_counter()
@@ -151,16 +162,17 @@ def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[S
         if held is not None and job.picture is not None:
             section = as_held(section)
         edit = store.edits.get(section.index, Edit())
-        key = section_key(config, section, edit, store, sees_picture=conditioner.sees_picture)
+        told = prompts_of(config, section, edit, job.plan.timeline)
+        key = section_key(config, section, edit, told, store, sees_picture=conditioner.sees_picture)
         stored = store.find(key)
         cached = stored is not None
         if stored is None:
             on_step = _steps(section.index, len(sections), emit)
-            latents = maker.make(section, edit, store, on_step)
+            latents = maker.make(section, edit, told, store, on_step)
             with clock("store"):
                 details = {"row": section_row(section), **asdict(edit)}
                 stored = store.add(key, section.index, section.frames, latents, details)
-        store.place(stored)
+        _place(job, store, stored)
         made.append(stored)
         emit(
             SectionFinished(
@@ -184,7 +196,7 @@ def _steps(section: int, sections: int, emit: Emit) -> OnStep:
 
 
 def _started(job: PreparedRun, store: RunStore) -> Started:
-    timeline = job.plan.timeline
+    timeline = job.plan.shown
     return Started(
         job=job.config.job,
         frames=timeline.frames,
@@ -218,13 +230,27 @@ def _is_finished(job: PreparedRun, store: RunStore) -> bool:
     return digest is not None and job.places.out.is_file() and hash_file(job.places.out) == digest
 
 
-def _known(config: RunConfig, store: RunStore, frame: int, make: Callable[[], torch.Tensor]) -> Stored:
-    """A given picture's latent, on disk like a section's: what is resumed sees the very same bytes."""
-    made_by = [config.image, config.model_digest, config.device, config.dtype]
-    if frame < 0:  # as the model sees it: noised, and held for a section
+def _place(job: PreparedRun, store: RunStore, stored: Stored) -> None:
+    """Let latents fill their frames of the timeline; those at the start of a loop come again at its end."""
+    store.place(stored)
+    length = job.plan.shown.latent_frames
+    if job.plan.loop and stored.frames[-1] < job.plan.loop:
+        store.place(replace(stored, frames=tuple(frame + length for frame in stored.frames)))
+
+
+def _known(
+    config: RunConfig,
+    store: RunStore,
+    frames: Sequence[int],
+    digest: str | None,
+    make: Callable[[], torch.Tensor],
+) -> Stored:
+    """Given latents (C, n, h, w), on disk like a section's: what is resumed sees the very same bytes."""
+    made_by = [digest, config.model_digest, config.device, config.dtype]
+    if frames[0] < 0:  # as the model sees it: noised, and held for a section
         made_by += [str(config.seed), str(config.method["section_size"])]
-    key = hash_json({"known": frame, "by": made_by})
-    return store.find(key) or store.add(key, None, [frame], make()[:, None])
+    key = hash_json({"known": [frames[0], len(frames)], "by": made_by})
+    return store.find(key) or store.add(key, None, frames, make())
 
 
 def _write_video(
@@ -235,7 +261,7 @@ def _write_video(
     In this order a file at ``out`` is always known for ours or not, whenever the process dies.
     """
     out, codec = job.places.out, job.bundle.codec
-    decoded = decode_frames(codec, store.fetch, job.plan.timeline)
+    decoded = decode_frames(codec, store.fetch, job.plan.shown)
     frames = _told(_timed(decoded, clock), job.config.frames, emit)
     # Always of this name: what a killed process left is written over.
     part = out.with_name(f".{out.stem[:32]}.{job.config.job}.part.mp4")

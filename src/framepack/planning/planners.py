@@ -7,13 +7,14 @@ sections of S, the last of the run shortened. Known frames are never written; th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from framepack.errors import InputError
 from framepack.packing.schedule import Grid, Kernel, Level
 from framepack.planning.known import Known
 from framepack.planning.layout import lay_out
 from framepack.planning.method import Method
+from framepack.planning.script import Script
 from framepack.planning.sections import Section, Span
 from framepack.planning.timeline import Timeline
 
@@ -49,15 +50,15 @@ def _runs(timeline: Timeline) -> list[range]:
     return list(Known(timeline.known).gaps(timeline.latent_frames))
 
 
-def _tiles(timeline: Timeline, method: Method) -> Iterator[Span]:
-    for run in _runs(timeline):
-        yield from tile(run, method.section_size)
+def tiles(timeline: Timeline, method: Method) -> list[Span]:
+    """What sections write, in order of time."""
+    return [span for run in _runs(timeline) for span in tile(run, method.section_size)]
 
 
 def forward(timeline: Timeline, method: Method) -> Iterator[Section]:
     """Vanilla and F1: one section after the other in time."""
     filling = _Filling(timeline, method)
-    for span in _tiles(timeline, method):
+    for span in tiles(timeline, method):
         yield filling.make(span)
 
 
@@ -83,7 +84,7 @@ def anti_drifting(timeline: Timeline, method: Method) -> Iterator[Section]:
     With an end keyframe the end is known already, and the order is forward with that anchor.
     """
     filling = _Filling(timeline, method)
-    spans = list(_tiles(timeline, method))
+    spans = tiles(timeline, method)
     if len(spans) > 1 and spans[-1].stop == timeline.latent_frames:
         yield filling.make(spans[0], spans[-1])
         spans = spans[1:-1]
@@ -101,13 +102,31 @@ def planned(timeline: Timeline, method: Method, endpoints: Sequence[int] | None 
         InputError: an endpoint outside the video.
     """
     filling = _Filling(timeline, method)
-    spans = list(_tiles(timeline, method))
+    spans = tiles(timeline, method)
     first = _default_endpoints(len(spans)) if endpoints is None else _holding(spans, timeline, endpoints)
     for i in sorted(first, reverse=True):
         yield filling.make(spans[i])
     for i, span in enumerate(spans):
         if i not in first:
             yield filling.make(span)
+
+
+def scene_endpoints(timeline: Timeline, method: Method, script: Script) -> list[int] | None:
+    """Endpoints of a story: where each scene's prompt first holds alone, and the end; None for one scene."""
+    if len(script.turns) == 1:
+        return None
+    spans = tiles(timeline, method)
+    first = [span for _, span in script.switches(spans, timeline, whole=True) if span is not None]
+    return [span.start for span in (*first, *spans[-1:])]
+
+
+def _apart(timeline: Timeline, method: Method, script: Script) -> list[int] | None:
+    """The two ends that `anti_drifting` would make together, where they have different prompts."""
+    spans = tiles(timeline, method)
+    if len(spans) < 2 or spans[-1].stop < timeline.latent_frames:
+        return None
+    first, last = spans[0], spans[-1]
+    return None if script.mix(first, timeline) == script.mix(last, timeline) else [first.start, last.start]
 
 
 def _default_endpoints(sections: int) -> set[int]:
@@ -136,11 +155,25 @@ PLANNERS: dict[str, Callable[[Timeline, Method], Iterator[Section]]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Every section of one video, in the order of generation."""
+    """Every section of one video, in the order of generation.
+
+    loop: latent frames at the end of the timeline that are those at its start once more, so that what comes
+    before them leads there; they are not shown.
+    """
 
     timeline: Timeline
     method: Method
     sections: tuple[Section, ...]
+    loop: int = 0
+
+    @property
+    def shown(self) -> Timeline:
+        """The timeline of the video itself."""
+        if not self.loop:
+            return self.timeline
+        length = self.timeline.latent_frames - self.loop
+        known = tuple(frame for frame in self.timeline.known if frame < length)
+        return replace(self.timeline, frames=1 + (length - 1) * self.timeline.stride, known=known)
 
     def context_tokens(self, grid: Grid, *roles: str) -> int:
         """The most context tokens that any section has in the levels of ``roles`` (default: all)."""
@@ -161,8 +194,10 @@ class Plan:
         return {
             "method": str(self.method),
             "order": self.method.order,
-            "frames": self.timeline.frames,
-            "latent_frames": self.timeline.latent_frames,
+            "frames": self.shown.frames,
+            "latent_frames": self.shown.latent_frames,
+            "known": list(self.shown.known),
+            "loop": self.loop,
             "fps": self.timeline.fps,
             "sections": [section.to_json() for section in self.sections],
             "context_tokens": self.context_tokens(grid, "tail", "history"),
@@ -173,16 +208,62 @@ class Plan:
         }
 
 
-def plan(timeline: Timeline, method: Method, *, endpoints: Sequence[int] | None = None) -> Plan:
+def plan(
+    timeline: Timeline,
+    method: Method,
+    *,
+    endpoints: Sequence[int] | None = None,
+    loop: bool = False,
+    script: Script | None = None,
+) -> Plan:
     """Settle every section of a video.
 
+    Args:
+        endpoints: see `planned`. loop: its end leads to its start.
+        script: prompts by time. Its scenes are the endpoints of order ``planned``, unless they are given; and
+            order ``anti-drifting`` makes first and last section apart where their prompts differ.
+
     Raises:
-        InputError: endpoints outside the video, or given to an order other than ``planned``.
+        InputError: endpoints outside the video, or given to an order other than ``planned``; a loop of one
+            section, with a known end, or that ends within a latent frame.
     """
     if endpoints is not None and method.order != "planned":
         raise InputError(f"endpoints are for order planned, not {method.order}: leave them out")
+    if not loop:
+        return Plan(timeline, method, tuple(_in_order(timeline, method, endpoints, script)))
+    first, around = _around(timeline, method)
+    rest = _in_order(around, method, endpoints, script)
+    later = (replace(section, index=section.index + 1) for section in rest)
+    tail = around.latent_frames - timeline.latent_frames
+    return Plan(around, method, (first, *later), loop=tail)
+
+
+def _in_order(
+    timeline: Timeline, method: Method, endpoints: Sequence[int] | None, script: Script | None
+) -> Iterator[Section]:
     if method.order == "planned":
-        sections = planned(timeline, method, endpoints)
-    else:
-        sections = PLANNERS[method.order](timeline, method)
-    return Plan(timeline, method, tuple(sections))
+        if endpoints is None and script is not None:
+            endpoints = scene_endpoints(timeline, method, script)
+        return planned(timeline, method, endpoints)
+    if method.order == "anti-drifting" and script is not None:
+        ends = _apart(timeline, method, script)
+        if ends is not None:
+            return planned(timeline, method, ends)
+    return PLANNERS[method.order](timeline, method)
+
+
+def _around(timeline: Timeline, method: Method) -> tuple[Section, Timeline]:
+    """The first section of a loop, and the timeline that goes on to it again, with all of that known."""
+    spans, length = tiles(timeline, method), timeline.latent_frames
+    if len(spans) < 2:
+        raise InputError(f"a loop of {len(spans)} section: it needs two or more, ask for a longer video")
+    if length - 1 in timeline.known:
+        raise InputError("a loop ends where it begins: leave the end out of what is given")
+    if timeline.trimmed_frames:
+        raise InputError(
+            f"a loop of {timeline.frames} frames ends within a latent frame: ask for {timeline.padded_frames}"
+        )
+    tail = spans[0].stop
+    around = replace(timeline, frames=timeline.frames + tail * timeline.stride)
+    first = _Filling(around, method).make(spans[0])
+    return first, replace(around, known=(*timeline.known, *range(tail), *range(length, length + tail)))

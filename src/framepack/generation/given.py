@@ -1,0 +1,157 @@
+"""What a user gives of a video: pictures at any time of it, and clips that it goes on from or leads to.
+
+Legend: F frames, H W pixels, s frames per latent frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framepack.errors import InputError
+from framepack.planning.planners import Plan
+from framepack.planning.timeline import Timeline
+from framepack.video.images import picture_digest, read_image
+from framepack.video.resize import to_bucket
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyframe:
+    """A picture that the video shows at a time.
+
+    Args:
+        picture: a file, ``clip.mp4@3.5s`` for a frame of a clip, or loaded.
+        at: seconds from the start; None: the last frame.
+
+    Raises:
+        InputError: a time that is none.
+    """
+
+    picture: Path | Image
+    at: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.at is not None and not (math.isfinite(self.at) and self.at >= 0):
+            raise InputError(f"keyframe at {self.at:g} s: give a time from 0 on")
+
+    @classmethod
+    def parse(cls, text: str) -> Keyframe:
+        """``SECONDS=PICTURE``. Raises InputError: it is not of this form."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*s?\s*=(.+)", text)
+        if found is None:
+            raise InputError(f"keyframe '{text}': write SECONDS=PICTURE, such as 2.5=door.png")
+        return cls(at=float(found[1]), picture=Path(found[2].strip()))
+
+    @property
+    def told(self) -> str:
+        names = {None: "the end picture", 0.0: "the start picture"}
+        return names.get(self.at) or f"the keyframe at {self.at:g} s"
+
+
+def open_picture(picture: Path | Image) -> Image:
+    """A picture file, loaded. Raises InputError: see ``read_image``."""
+    return read_image(picture) if isinstance(picture, Path) else picture
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """Frames that stand in the video from its latent frame ``at`` on.
+
+    Attributes:
+        latents: how many latent frames they fill. pixels: (F, H, W, 3) of the video's size; of a keyframe
+            the one picture, which is held for its latent frame.
+        digest: of the pixels. told: what it is, for people.
+        clip: whether these are frames of a clip, one for each frame of the video.
+    """
+
+    at: int
+    latents: int
+    pixels: Frames
+    digest: str
+    told: str
+    clip: bool = False
+
+    @property
+    def frames(self) -> range:
+        """Latent frames."""
+        return range(self.at, self.at + self.latents)
+
+    @property
+    def picture(self) -> Image:
+        """The first frame."""
+        from PIL import Image as pillow
+
+        return pillow.fromarray(self.pixels[0])
+
+
+def given_picture(picture: Image, size: tuple[int, int], at: int, told: str) -> Given:
+    """A picture cropped and resized to ``size`` (height, width), at one latent frame."""
+    fitted = to_bucket(picture, size)
+    pixels = np.asarray(fitted)[None]
+    return Given(at=at, latents=1, pixels=pixels, digest=picture_digest(fitted), told=told)
+
+
+def given_clip(frames: Frames, at: int, stride: int, told: str) -> Given:
+    """Frames (F, H, W, 3) of a clip from latent frame ``at`` on: F is 1 + s n at 0, and s n elsewhere."""
+    latents = -(-(len(frames) - (at == 0)) // stride) + (at == 0)
+    digest = hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()
+    return Given(at=at, latents=latents, pixels=frames, digest=digest, told=told, clip=True)
+
+
+def latent_at(keyframe: Keyframe, timeline: Timeline) -> int:
+    """The latent frame of a keyframe.
+
+    Raises:
+        InputError: a time after the end.
+    """
+    if keyframe.at is None:
+        return timeline.latent_frames - 1
+    frame = math.floor(keyframe.at * timeline.fps + 0.5)
+    if frame >= timeline.frames:
+        raise InputError(
+            f"{keyframe.told}: the video has {timeline.seconds:.2f} s; give an earlier time, or ask for more"
+        )
+    return timeline.latent_of(frame)
+
+
+def check_apart(given: Sequence[Given], timeline: Timeline) -> None:
+    """See that no two of what is given stand at the same latent frame.
+
+    Raises:
+        InputError: two do.
+    """
+    held: dict[int, Given] = {}
+    for each in sorted(given, key=lambda one: one.at):
+        for latent in each.frames:
+            if latent in held:
+                first, apart = timeline.frames_of(latent).start, timeline.stride / timeline.fps
+                raise InputError(
+                    f"{held[latent].told} and {each.told} fall on one latent frame, at frame {first}: keep "
+                    f"them {apart:.2f} s apart, or leave one out"
+                )
+            held[latent] = each
+
+
+def unseen(plan: Plan, given: Sequence[Given]) -> Given | None:
+    """The first of what is given that a section beside it does not see: the video would jump there."""
+    known = {frame for each in given for frame in each.frames}
+    for section in plan.sections:
+        seen = {*section.context_frames, *section.candidates}
+        for span in section.spans:
+            for beside in (span.start - 1, span.stop):
+                if beside in known and beside not in seen:
+                    return next(each for each in given if beside in each.frames)
+    return None
