@@ -59,19 +59,24 @@ def hunyuan_13b_lora(spec: ModelSpec) -> FineTuneConfig:
 
 
 def bundled_finetune(spec: ModelSpec) -> FineTuneConfig:
-    """The bundled model, whole, on two CPU cores."""
+    """The bundled model, whole, on two CPU cores in less than a quarter of an hour, with a report.
+
+    Two draws of three are of the default method, by which the report is made.
+    """
+    base = full(spec)
+    weights = dict.fromkeys(base.draw.methods, 0.1) | {spec.default_method: 1.0}
     return replace(
-        full(spec),
-        steps=300,
+        base,
+        draw=replace(base.draw, methods=weights),
+        steps=1000,
         batch=8,
         micro=8,
-        rate=3e-4,
-        warmup=20,
+        rate=1e-3,
+        warmup=50,
         decay=0.5,
-        ema=0.98,
+        ema=0.99,
         checkpointing=False,
-        save_every=50,
-        samples=SampleConfig(every=100),
+        samples=SampleConfig(every=500),
         report=ReportConfig(seeds=4),
         held_out=0.2,
     )
