@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+SHOWN = 60
+"""Characters of a long text shown on each side of a fault."""
+
 
 def first_line(error: Exception) -> str:
     """What another program's error says, cut to its first line that says anything; else its type."""
@@ -23,7 +26,7 @@ class InputError(FramePackError, ValueError):
 
 
 class NotationError(InputError):
-    """A schedule or method string that does not parse.
+    """A schedule, a method or a prompt by time that does not parse.
 
     Args:
         text: the string as given.
@@ -33,7 +36,9 @@ class NotationError(InputError):
 
     def __init__(self, text: str, at: int, rule: str) -> None:
         self.text, self.at, self.rule = text, at, rule
-        super().__init__(f"'{text[:at]}>>>{text[at:]}' does not parse at character {at + 1}: {rule}")
+        before = text[:at] if at <= SHOWN else f"...{text[at - SHOWN : at]}"
+        after = text[at:] if len(text) <= at + SHOWN else f"{text[at : at + SHOWN]}..."
+        super().__init__(f"'{before}>>>{after}' does not parse at character {at + 1}: {rule}")
 
 
 class UnknownNameError(InputError):

@@ -21,16 +21,21 @@ SHEET_FRAMES, SHEET_COLUMNS = 15, 5
 
 
 def generate(
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What happens.", show_default=False, rich_help_panel=WHAT)
-    ],
+    prompt: options.Prompt = None,
+    storyboard: options.Storyboard = None,
     image: options.Image = None,
+    end_image: options.EndImage = None,
+    keyframe: options.Keyframes = None,
+    loop: options.Loop = False,
     seconds: options.Seconds = None,
     frames: options.Frames = None,
     size: options.Size = "auto",
     negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", help="What must not be seen.", rich_help_panel=WHAT)
-    ] = "",
+        str | None,
+        typer.Option(
+            "--negative-prompt", help="What must not be seen.", show_default=False, rich_help_panel=WHAT
+        ),
+    ] = None,
     method: options.Method = None,
     schedule: options.Schedule = None,
     untrained: options.Untrained = False,
@@ -55,7 +60,9 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", rich_help_panel=HOW)] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the noise.", show_default="0", rich_help_panel=HOW)
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -129,24 +136,33 @@ def generate(
     """
     from framepack.cli.outputs import check_png, save_png
     from framepack.cli.progress import Progress
+    from framepack.cli.story import with_storyboard
     from framepack.generation.events import Finished
     from framepack.generation.request import GenerateRequest
     from framepack.models.lora import Lora
 
-    request = GenerateRequest(
+    if prompt is None and storyboard is None:
+        raise InputError("nothing is said of what happens: give --prompt or --storyboard")
+    asked = with_storyboard(
+        storyboard,
         prompt=prompt,
         negative_prompt=negative_prompt,
         image=image,
+        keyframes=options.keyframes(keyframe, end_image),
         seconds=seconds,
         frames=frames,
-        size=size,
         method=method,
+        seed=seed,
+    )
+    request = GenerateRequest(
+        **asked,
+        loop=loop,
+        size=size,
         schedule=schedule,
         untrained=untrained,
         model=model,
         parts=tuple(parts or ()),
         loras=tuple(Lora.parse(text) for text in lora or ()),
-        seed=seed,
         steps=steps,
         guidance=guidance,
         embedded_guidance=embedded_guidance,
@@ -165,7 +181,7 @@ def generate(
             run = prepare(request)
         source = f"job {run.config.job}"
         if sheet is not None:
-            check_png(sheet, source, image=image, overwrite=overwrite)
+            check_png(sheet, source, image=asked.get("image"), overwrite=overwrite)
         for warning in run.warnings:
             progress.warn(warning)
 
@@ -178,7 +194,7 @@ def generate(
         run.carry_out(told)
     assert finished is not None, "a run ends with Finished or an error"
     if sheet is not None:
-        save_png(sheet_of(finished.out, title=prompt), sheet, source)
+        save_png(sheet_of(finished.out, title=run.config.prompt), sheet, source)
     progress.done(finished, sheet)
     if as_json:
         typer.echo(json.dumps(summary(finished)))

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def plan(
+    prompt: options.Prompt = None,
+    storyboard: options.Storyboard = None,
     image: options.Image = None,
+    end_image: options.EndImage = None,
+    keyframe: options.Keyframes = None,
+    loop: options.Loop = False,
     seconds: options.Seconds = None,
     frames: options.Frames = None,
     size: options.Size = "auto",
@@ -39,17 +44,25 @@ def plan(
 
     from framepack.cli import plan_view
     from framepack.cli.outputs import check_png
+    from framepack.cli.story import with_storyboard
     from framepack.generation.hashing import hash_json
     from framepack.generation.request import GenerateRequest, select
     from framepack.packing.schedule import Level
 
     spec = find_spec(model)
-    request = GenerateRequest(
+    asked = with_storyboard(
+        storyboard,
+        prompt=prompt,
         image=image,
+        keyframes=options.keyframes(keyframe, end_image),
         seconds=seconds,
         frames=frames,
-        size=size,
         method=method,
+    )
+    request = GenerateRequest(
+        **asked,
+        loop=loop,
+        size=size,
         schedule=schedule,
         untrained=untrained,
         model=model,
@@ -68,11 +81,32 @@ def plan(
         tokens = [(s.tokens(chosen.grid), own) for s, own in zip(chosen.plan.sections, new, strict=True)]
         plan_view.draw_png(chosen.plan, title, facts, tokens, png, source)
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(told | prompts_json(chosen)))
     else:
         from rich.console import Console
 
-        plan_view.print_plan(chosen.plan, title, facts, Console(highlight=False))
+        plan_view.print_plan(chosen.plan, title, facts, Console(highlight=False), chosen.script)
+
+
+def prompts_json(chosen: Selection) -> dict[str, object]:
+    """Where the prompt changes, and each section's prompts with their weights; nothing without a prompt."""
+    from framepack.cli.plan_view import changes
+
+    script, plan = chosen.script, chosen.plan
+    if not any(script.prompts):
+        return {}
+    mixes = [script.mix(section.spans[0], plan.timeline) for section in plan.sections]
+    return {
+        "prompts": [
+            {"at": turn.at, "switches_at": begins, "blend": turn.blend, "prompt": turn.prompt}
+            for turn, begins in changes(plan, script)
+        ],
+        "sections": [
+            section.to_json()
+            | {"prompts": [{"prompt": text, "weight": round(weight, 4)} for text, weight in mix]}
+            for section, mix in zip(plan.sections, mixes, strict=True)
+        ],
+    }
 
 
 def find_spec(name: str) -> ModelSpec:

@@ -12,15 +12,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from framepack.cli.outputs import save_png
 from framepack.packing.schedule import Kernel
-from framepack.planning.planners import Plan
+from framepack.planning.planners import Plan, tiles
+from framepack.planning.script import Script, Turn
 from framepack.planning.sections import Section
 
 ALL_ROWS, SAMPLED_ROWS = 60, 40
 """A terminal shows every section up to the first number, else a sample of the second."""
+
+MOST_WORDS = 40
+"""Cells of a terminal's row for the prompt of its section, at most."""
 
 UNKNOWN, UNSEEN, TAIL, COARSEST = 0, 1, 2, 3
 """Codes of a cell, less telling first; after COARSEST come finer kernels, then the target."""
@@ -117,14 +122,32 @@ def _kernel_text(kernel: Kernel) -> str:
     return f"{kernel[0]}x{kernel[1]}x{kernel[2]}"
 
 
-def print_plan(plan: Plan, title: str, facts: str, console: Console) -> None:
-    """Draw a plan in a terminal, as wide as it is.
+def changes(plan: Plan, script: Script) -> list[tuple[Turn, float | None]]:
+    """Each change of the prompt, and the seconds at which its first section begins; None: it is in none."""
+    timeline = plan.shown
+    found = script.switches(tiles(timeline, plan.method), timeline)
+    return [
+        (
+            turn,
+            None if span is None else timeline.frames_of(span.start).start / timeline.fps if turn.at else 0.0,
+        )
+        for turn, span in found
+    ]
+
+
+def print_plan(plan: Plan, title: str, facts: str, console: Console, script: Script | None = None) -> None:
+    """Draw a plan in a terminal, as wide as it is; beside the sections their prompts, if these change.
 
     Each kind of cell has a character of its own too, for terminals without colours.
     """
     sections = len(plan.sections)
     margin = len(str(sections)) + 2
     room = max(8, console.width - margin - 1)
+    if script is not None and len(script.turns) == 1:
+        script = None
+    if script is not None:
+        words = min(MOST_WORDS, room // 3)
+        room -= words + 1
     grid = cells(plan, sections if sections <= ALL_ROWS else SAMPLED_ROWS, room)
     # A plan of few frames is stretched by whole cells, so that it does not look lost.
     stretch = max(1, min(6, room // grid.codes.shape[1]))
@@ -137,16 +160,46 @@ def print_plan(plan: Plan, title: str, facts: str, console: Console) -> None:
         line = Text(f"{section + 1:>{margin - 1}} ", style="dim")
         for code in row:
             line.append(marks[code] * stretch, style=colours[code])
+        if script is not None:
+            line.append_text(_told(script, plan, section, words))
         console.print(line, no_wrap=True, crop=True)
     console.print(_time_axis(plan, grid.codes.shape[1] * stretch, margin))
     if len(grid.rows) < sections:
         console.print(Text(f"{len(grid.rows)} of {sections} sections are shown", style="dim"))
     console.print()
-    for code, words in _legend(grid):
+    for code, meaning in _legend(grid):
         mark = Text("  ")
         mark.append(marks[code] * 2, style=colours[code])
-        mark.append(f" {words}")
+        mark.append(f" {meaning}")
         console.print(mark)
+    if script is not None:
+        console.print()
+        console.print(_changes_table(plan, script))
+
+
+def _told(script: Script, plan: Plan, section: int, width: int) -> Text:
+    """The prompts of a section, one beside the other, in ``width`` cells and one before them."""
+    mix = script.mix(plan.sections[section].spans[0], plan.timeline)
+    line = Text()
+    for prompt, weight in mix:
+        share = f" {weight:.0%} " if len(mix) > 1 else " "
+        part = Text(share + " ".join(prompt.split()))
+        part.truncate((width + 1) // len(mix), overflow="ellipsis")
+        line.append_text(part)
+    return line
+
+
+def _changes_table(plan: Plan, script: Script) -> RichTable:
+    """When each prompt was asked for, and when the first section under it begins."""
+    table = RichTable(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("asked for", "switches at"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("prompt", ratio=1)
+    for turn, begins in changes(plan, script):
+        blend = f", blend {turn.blend:g} s" if turn.blend else ""
+        switches = "in no section" if begins is None else f"{begins:.2f} s"
+        table.add_row(f"{turn.at:g} s{blend}", switches, Text(turn.prompt))
+    return table
 
 
 def _characters(count: int) -> list[str]:

@@ -71,6 +71,46 @@ class Conditioning:
         return replace(self, **moved)
 
 
+def mixed(parts: Sequence[tuple[Conditioning, float]]) -> Conditioning:
+    """Between several: prompt and pooled embedding are means by weight; weights add up to 1.
+
+    A token that one of them lacks, by its mask or by its length, counts as zeros there, and the mask is the
+    union: as its weight goes to 0 a prompt fades from the tokens that only it has. Wan's family, which has no
+    mask, reads zeros there anyway, so that both see the same. Image and guidance are those of the first, and
+    have to be the same in all.
+    """
+    first = parts[0][0]
+    if len(parts) == 1:
+        return first
+    length = max(part.prompt.shape[1] for part, _ in parts)
+    masks = [_mask(part, length) for part, _ in parts]
+    prompt = sum(
+        weight * _padded(part.prompt, length).float().masked_fill(~mask[..., None], 0.0)
+        for (part, weight), mask in zip(parts, masks, strict=True)
+    )
+    pooled = None
+    if first.pooled is not None:
+        pooled = sum(weight * part.pooled.float() for part, weight in parts).to(first.pooled)  # type: ignore
+    return replace(
+        first,
+        prompt=prompt.to(first.prompt),  # type: ignore[union-attr]
+        mask=None if all(part.mask is None for part, _ in parts) else torch.stack(masks).any(0),
+        pooled=pooled,
+    )
+
+
+def _padded(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, n, ...) with zeros up to ``length``, (B, length, ...)."""
+    missing = rows.new_zeros(rows.shape[0], length - rows.shape[1], *rows.shape[2:])
+    return torch.cat([rows, missing], dim=1)
+
+
+def _mask(part: Conditioning, length: int) -> torch.Tensor:
+    """(B, length), true where there is a token."""
+    mask = torch.ones_like(part.prompt[..., 0], dtype=torch.bool) if part.mask is None else part.mask.bool()
+    return _padded(mask, length)
+
+
 class Conditioner(Protocol):
     """Turns prompts, and the start picture where the family looks at it, into what steers the transformer."""
 

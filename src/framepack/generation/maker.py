@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from framepack.conditioning.embeds import Conditioning
+from framepack.conditioning.embeds import Conditioning, mixed
 from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_json, section_seed
@@ -20,7 +20,9 @@ from framepack.models.bundle import Bundle
 from framepack.packing.context import LevelPlan, pack
 from framepack.packing.discretisation import discretized
 from framepack.planning.method import Method
+from framepack.planning.script import Mix
 from framepack.planning.sections import Section
+from framepack.planning.timeline import Timeline
 from framepack.sampling.grids import section_sigmas
 from framepack.sampling.guidance import cfg_zero_star, classifier_free
 from framepack.sampling.section import context_timestep, sample_section
@@ -32,11 +34,20 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, int], None]
 
 
-def section_key(
-    config: RunConfig, section: Section, edit: Edit, store: RunStore, *, sees_picture: bool
-) -> str:
-    """Hash of all that makes a section: its row, noise, prompt, weights, sampling and context latents.
+def prompts_of(config: RunConfig, section: Section, edit: Edit, timeline: Timeline) -> Mix:
+    """What a section is told: the mix of its place in the script, unless it has a prompt of its own."""
+    if edit.prompt is None or edit.prompt == config.prompt:
+        return config.script.mix(section.spans[0], timeline)
+    return ((edit.prompt, 1.0),)
 
+
+def section_key(
+    config: RunConfig, section: Section, edit: Edit, told: Mix, store: RunStore, *, sees_picture: bool
+) -> str:
+    """Hash of all that makes a section: its row, noise, prompts, weights, sampling and context latents.
+
+    ``told``: of ``prompts_of``. Of the script no more than that is in it, so that a change of a later scene
+    leaves what was made before it.
     ``sees_picture``: the conditioner looks at the start picture, so that it belongs to what makes a section.
     """
     sides = {frame for frame in (*section.past, *section.future) if frame is not None}
@@ -48,7 +59,7 @@ def section_key(
             "sampling": config.sampling(),
             "row": section_row(section),
             "noise": section_seed(config.seed, section.index, edit.take),
-            "prompt": config.prompt if edit.prompt is None else edit.prompt,
+            "prompt": told[0][0] if len(told) == 1 else told,
             "picture": config.image if sees_picture else None,
             "context": {str(frame): store.reference(frame) for frame in seen},
             "tail": [store.tails.reference(section.far_first(level.frames)) for level in tails],
@@ -71,7 +82,7 @@ def section_row(section: Section) -> dict[str, Any]:
 
 
 class SectionMaker:
-    """Makes the sections of one run; prompts are encoded once, each with the start picture.
+    """Makes the sections of one run; each prompt is encoded once, with the start picture.
 
     Args:
         changed: prompts of sections that have one of their own.
@@ -87,14 +98,15 @@ class SectionMaker:
     ) -> None:
         self.config, self.bundle, self.clock, self.picture = config, bundle, clock, picture
         negative = [config.negative_prompt] if config.guidance != 1.0 else []
-        self.prompts = list(dict.fromkeys([config.prompt, *changed, *negative]))
+        others = (prompt for prompt in changed if prompt != config.prompt)
+        self.prompts = list(dict.fromkeys([*config.script.prompts, *others, *negative]))
         self.device, self.dtype = bundle.device, bundle.transformer.dtype
         self._prompts: dict[str, Conditioning] = {}
 
-    def make(self, section: Section, edit: Edit, store: RunStore, on_step: OnStep) -> torch.Tensor:
+    def make(self, section: Section, edit: Edit, told: Mix, store: RunStore, on_step: OnStep) -> torch.Tensor:
         """Latents (C, T, h, w), float32, of a section whose context is on the timeline of ``store``.
 
-        ``on_step`` is told (finished steps, all steps).
+        ``told`` is that of its key, ``prompts_of``; ``on_step`` is told (finished steps, all steps).
         """
         config, model, spec = self.config, self.bundle.transformer, self.bundle.spec
         pyramid, kernel = spec.pyramid, spec.base_kernel
@@ -114,7 +126,7 @@ class SectionMaker:
                 assert self.bundle.codebook is not None, str(method)
                 context = discretized(context, section, self.bundle.codebook.centroids)
             context = context.to(self.device, self.dtype)
-            prompt = self._encode(config.prompt if edit.prompt is None else edit.prompt)
+            prompt = mixed([(self._encode(prompt), weight) for prompt, weight in told])
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
         with self.clock("sample"):
             latents = sample_section(

@@ -24,6 +24,10 @@ LOCK = "lock"
 OWN = frozenset({NAME, LOCK, "latents", f"{NAME}.part"})
 """Names that a run folder may hold before its log exists."""
 
+RETOLD = ("prompt", "cues")
+"""Parts of a configuration that may change in a folder: sections are told apart by their keys, and those that
+a changed story leaves as they are stay."""
+
 Record = dict[str, Any]
 
 
@@ -79,7 +83,8 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> list[Record]:
     """Say whether a run of ``config`` may use ``folder``, writing nothing; gives the records there.
 
     Raises:
-        RunConflictError: it holds another configuration, or somebody else's files.
+        RunConflictError: it holds a configuration that differs in more than ``RETOLD``, or somebody else's
+            files.
         OutputError: it is not a folder.
     """
     header, records, _ = read_log(folder)
@@ -94,13 +99,19 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> list[Record]:
             )
         return []
     theirs, ours = header["config"], json.loads(json.dumps(dict(config)))
-    if theirs != ours:
-        names = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
+    names = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n) and n not in RETOLD)
+    if names:
         shown = ", ".join(f"{n} {_short(theirs.get(n))}, not {_short(ours.get(n))}" for n in names[:3])
         raise RunConflictError(
             f"work folder '{folder}' belongs to another configuration ({shown}): choose another --workdir"
         )
     return records
+
+
+def _story(header: Record, records: list[Record]) -> Record:
+    """The prompts of the run that had the folder last."""
+    told = [header["config"], *(record for record in records if record["kind"] == "told")]
+    return {name: told[-1].get(name) for name in RETOLD}
 
 
 def _short(value: Any) -> str:
@@ -145,6 +156,9 @@ class Manifest:
             if os.fstat(self._file).st_size != good:
                 os.ftruncate(self._file, good)
                 os.fsync(self._file)
+            story = {name: config.get(name) for name in RETOLD}
+            if header is not None and _story(header, self.records) != json.loads(json.dumps(story)):
+                self.append({"kind": "told", **story})
         except BaseException:
             os.close(self._file)
             raise

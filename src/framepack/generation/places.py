@@ -14,7 +14,7 @@ from framepack import __version__
 from framepack.errors import OutputError
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_file
-from framepack.generation.manifest import check_folder, unwritable, write_file
+from framepack.generation.manifest import RETOLD, check_folder, unwritable, write_file
 from framepack.generation.store import Edit, output_digests
 from framepack.video.io import check_output
 
@@ -53,7 +53,8 @@ class Places:
             raise OutputError(
                 f"'{self.out}' exists and is not of this run: choose another --out or add --overwrite"
             )
-        if self.config.exists() and self._told().get("config") != config.to_json():
+        theirs, ours = self._told().get("config"), config.to_json()
+        if self.config.exists() and theirs != ours and not (records and _same_run(theirs, ours)):
             raise OutputError(
                 f"'{self.config}' exists and is not of this run: choose another --out or add --overwrite"
             )
@@ -74,6 +75,12 @@ class Places:
                 write_file(self.config, (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
             except OSError as error:
                 raise unwritable(self.config, error) from error
+
+
+def _same_run(theirs: Any, ours: dict[str, Any]) -> bool:
+    """Whether two configurations may have one folder, as ``check_folder`` has it."""
+    fixed = {name: value for name, value in ours.items() if name not in RETOLD}
+    return isinstance(theirs, dict) and {n: v for n, v in theirs.items() if n not in RETOLD} == fixed
 
 
 def settings(config: RunConfig, model: str, edits: Mapping[int, Edit]) -> dict[str, Any]:
