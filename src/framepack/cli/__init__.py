@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -52,6 +53,7 @@ def main() -> None:
     Exit codes: 0 done; 2 something given cannot be used, one line on standard error says what;
     130 interrupted from the keyboard.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on CPUs it names kernels one could fetch
     try:
         code = app(prog_name="framepack", standalone_mode=False)
     except FramePackError as error:

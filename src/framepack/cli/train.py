@@ -173,6 +173,8 @@ def _fine_tune(
         )
     probe(out)
     made = finetune(config, out, source, _cache(data, out, source, config.device))
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first speaks
     report = report_of(out) if config.held_out else {}
     if report:
         print_report(report, out)

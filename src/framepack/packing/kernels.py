@@ -82,6 +82,7 @@ class PatchKernels(nn.Module):
             projection.bias.copy_(base.bias)
 
     def forward(self, latents: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-        """(B, C, N, h, w) -> (B, n, D), padded to the kernel first."""
+        """(B, C, N, h, w) -> (B, n, D), padded to the kernel first, and computed in its precision."""
         projection = self.projections[kernel_name(kernel)]
-        return projection(pad_to_kernel(latents, kernel)).flatten(2).transpose(1, 2)
+        tokens = projection(pad_to_kernel(latents, kernel).to(projection.weight.dtype))
+        return tokens.flatten(2).transpose(1, 2).to(latents.dtype)

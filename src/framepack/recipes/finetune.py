@@ -49,7 +49,11 @@ def wan_1_3b_lora(spec: ModelSpec) -> FineTuneConfig:
 
 
 def hunyuan_13b_lora(spec: ModelSpec) -> FineTuneConfig:
-    """HunyuanVideo 13B with FramePack's batch of 64, eight samples on each of eight cards of 80 GB.
+    """HunyuanVideo 13B with FramePack's batch of 64, a draw of eight samples on each of eight cards of 80 GB.
+
+        torchrun --nproc-per-node 8 -m framepack train --recipe hunyuan-13b-lora --model M --data D --out O
+
+    On fewer cards each takes several draws a step; 64 / micro must be a multiple of their number.
 
     Raises:
         InputError: a model of another family.

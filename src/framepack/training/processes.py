@@ -52,6 +52,8 @@ class Processes:
 def processes(wanted: str) -> Iterator[Processes]:
     """This process alone, or among those of ``torchrun``, joined by NCCL on GPUs and by gloo on CPUs.
 
+    A process group that is there already is used and left.
+
     Args:
         wanted: see ``pick_device``; of several GPUs each process takes its own.
 
@@ -73,7 +75,9 @@ def processes(wanted: str) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise InputError(f"several processes cannot share device '{device.type}': use cuda or cpu")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Processes(device=device, rank=dist.get_rank(), count=count)
-    # Not after an error: the others may wait in a collective, and torchrun ends them.
-    dist.destroy_process_group()
+    if ours:  # not after an error: the others may wait in a collective, and torchrun ends them
+        dist.destroy_process_group()

@@ -35,8 +35,8 @@ def state_files(path: Path) -> tuple[Path, ...]:
 
 
 def keep_only(path: Path, files: Sequence[Path]) -> None:
-    """Remove all states but this."""
-    for file in (path, *_shards(path)):
+    """Remove all states but this, and what processes that were killed had of theirs."""
+    for file in (path, *_shards(path), *path.parent.glob(f".{path.stem}-*-of-*.part")):
         if file not in files:
             file.unlink(missing_ok=True)
 
