@@ -21,6 +21,8 @@ from framepack.conditioning.lexicon import SLOTS, parse
 from framepack.packing.schedule import SCHEDULES, PackingSchedule
 from framepack.planning.method import METHODS, Method, named_method
 from framepack.planning.planners import plan
+from framepack.planning.prompts import read_prompt
+from framepack.planning.storyboard import read_storyboard
 from framepack.planning.timeline import Timeline
 from test_imports import ROOMS, SOURCE
 from tiny import save_tiny
@@ -107,7 +109,25 @@ def test_commands_parse(page: str, line: str, whole: bool) -> None:
             PackingSchedule.from_spec(schedule)
         # Only the procedural world has a vocabulary.
         if "prompt" in values and values["model"].startswith(("bundled", "runs/")):
-            assert parse(values["prompt"]).unknown == (), f"{page}: {line}"
+            for prompt in said(values):
+                assert parse(prompt).unknown == (), f"{page}: {line}"
+
+
+def said(values: dict[str, Any]) -> tuple[str, ...]:
+    """All prompts of a command line, those of its storyboard with them."""
+    if values.get("storyboard") is not None:
+        return read_storyboard(ROOT / values["storyboard"]).script.prompts
+    return read_prompt(values["prompt"] or "").prompts
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_storyboards_read_and_use_known_words(readme: Path, tmp_path: Path) -> None:
+    shown = [code.encode() for code in blocks(readme.read_text(), "yaml")]
+    assert shown, "a storyboard is shown"
+    for text in (*shown, (ROOT / "examples" / "story.yaml").read_bytes()):
+        (tmp_path / "story.yaml").write_bytes(text)
+        for prompt in read_storyboard(tmp_path / "story.yaml").script.prompts:
+            assert parse(prompt).unknown == (), prompt
 
 
 def test_every_verb_is_shown() -> None:

@@ -30,7 +30,7 @@ from framepack.planning.timeline import Timeline
 
 SEPARATOR = ";;;"
 _CUE = re.compile(r"(?<!\\)\[(?=\s*\d)")
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)(?!\d)|(\d+(?:\.\d+)?)\s*s\b)")
+_TIME = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d\d(?:\.\d+)?)(?!\d)|(\d{1,9}(?:\.\d+)?)\s*s\b")
 _SPACE = re.compile(r"\s*")
 _TO = re.compile(r"\s*[-–]\s*")
 _BLEND = re.compile(r"\s+blend\s+")
