@@ -136,6 +136,8 @@ def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
     codec, seen = tiny_bundle().codec, []
 
     class Counting(torch.nn.Module):
+        temporal_stride = 1
+
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -166,6 +168,8 @@ def test_memory_while_decoding_is_bounded_for_long_videos(tmp_path: Path) -> Non
     most = 0
 
     class Watched:
+        temporal_stride = 1
+
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             nonlocal most
             pixels = latents[:, :3].contiguous()
@@ -362,17 +366,17 @@ def test_what_was_made_anew_is_told_with_the_video_and_can_be_taken_back(tmp_pat
     run.redo(9, prompt="a blue star")
     run.redo(4)
     assert edits() == [
-        {"section": 4, "take": 1, "prompt": None},
-        {"section": 9, "take": 1, "prompt": "a blue star"},
+        {"section": 4, "take": 1, "prompt": None, "seed": None},
+        {"section": 9, "take": 1, "prompt": "a blue star", "seed": None},
     ]
     run.redo(9, prompt=run.config.prompt)
-    assert edits()[1] == {"section": 9, "take": 2, "prompt": "a red ball"}
+    assert edits()[1] == {"section": 9, "take": 2, "prompt": "a red ball", "seed": None}
     run.restore(4)
     run.restore(9)
     assert made(list(run.events())) == [], "the first version is still on disk"
     assert edits() == [] and (tmp_path / "v.mp4").read_bytes() == first
     run.redo(9)
-    assert edits() == [{"section": 9, "take": 3, "prompt": None}], "noise that no take had before"
+    assert edits() == [{"section": 9, "take": 3, "prompt": None, "seed": None}], "noise that no take had before"
 
 
 def test_a_redo_stopped_half_way_is_taken_up(tmp_path: Path) -> None:

@@ -58,13 +58,20 @@ def section_key(
         {
             "sampling": config.sampling(),
             "row": section_row(section),
-            "noise": section_seed(config.seed, section.index, edit.take),
+            "noise": noise_seed(config, section, edit),
             "prompt": told[0][0] if len(told) == 1 else told,
             "picture": config.image if sees_picture else None,
             "context": {str(frame): store.reference(frame) for frame in seen},
             "tail": [store.tails.reference(section.far_first(level.frames)) for level in tails],
         }
     )
+
+
+def noise_seed(config: RunConfig, section: Section, edit: Edit) -> int:
+    """Of a section's noise; under a seed of its own it is the same in every take."""
+    if edit.seed is not None:
+        return section_seed(edit.seed, section.index)
+    return section_seed(config.seed, section.index, edit.take)
 
 
 def tail_latents(section: Section, level: LevelPlan, store: RunStore) -> torch.Tensor:
@@ -148,7 +155,7 @@ class SectionMaker:
         """(1, C, T, h, w), float32, drawn on the CPU: the same on every device."""
         spec = self.bundle.spec
         grid = (self.config.height // spec.spatial_stride, self.config.width // spec.spatial_stride)
-        generator = torch.Generator().manual_seed(section_seed(self.config.seed, section.index, edit.take))
+        generator = torch.Generator().manual_seed(noise_seed(self.config, section, edit))
         return torch.randn(1, spec.latent_channels, len(section.frames), *grid, generator=generator)
 
     @torch.inference_mode()

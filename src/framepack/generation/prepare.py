@@ -68,6 +68,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         places=places,
         picture=selection.picture,
         overwrite=request.overwrite,
+        request=None if source is None else replace(request, out=places.out),
         warnings=(
             *(() if source is None else source.remarks),
             *selection.remarks,

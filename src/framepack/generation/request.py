@@ -97,8 +97,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.seconds is not None and self.frames is not None:
             raise InputError(f"{self.seconds:g} seconds and {self.frames} frames were both given: give one")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InputError(f"seed {self.seed} must be 0 to {MAX_SEED}: choose one in that range")
+        check_seed(self.seed)
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise InputError(f"{self.steps} steps: choose 1 to {MAX_STEPS}")
         for name, scale in (("guidance", self.guidance), ("embedded guidance", self.embedded_guidance)):
@@ -109,6 +108,12 @@ class GenerateRequest:
         check_prompt(self.negative_prompt, "negative prompt")
         for text in (read_prompt(self.prompt) if isinstance(self.prompt, str) else self.prompt).prompts:
             check_prompt(text)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes. Raises InputError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed {seed} must be 0 to {MAX_SEED}: choose one in that range")
 
 
 def check_prompt(text: str, name: str = "prompt") -> None:

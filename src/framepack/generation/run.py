@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,16 +13,15 @@ import torch
 from framepack.errors import OutputError
 from framepack.generation.clock import Clock, peak_memory
 from framepack.generation.config import RunConfig
-from framepack.generation.decode import decode_frames, preview
-from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
-from framepack.generation.hashing import hash_file, hash_json
-from framepack.generation.held import as_held, held_latents
-from framepack.generation.maker import OnStep, SectionMaker, prompts_of, section_key, section_row
+from framepack.generation.decode import decode_frames
+from framepack.generation.events import Decoded, Decoding, Event, Finished, Started
+from framepack.generation.fill import fill
+from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
-from framepack.generation.request import check_prompt
-from framepack.generation.settle import settle
-from framepack.generation.store import Edit, RunStore, Stored, finished_digest, output_digests
+from framepack.generation.request import GenerateRequest, check_prompt, check_seed
+from framepack.generation.saved import keep_request
+from framepack.generation.store import RunStore, Stored, finished_digest, output_digests
 from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
@@ -55,6 +54,7 @@ class PreparedRun:
         context_tokens: the most tokens of history, tail included, that a section sees.
         known: latents of what the user gave.
         picture: the start picture, at the size of the video.
+        request: kept in the work folder, where the model is one that can be loaded again.
         warnings: one line each, for the user.
         seconds: time that preparing took.
     """
@@ -68,6 +68,7 @@ class PreparedRun:
     places: Places
     picture: Image | None = None
     overwrite: bool = False
+    request: GenerateRequest | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -86,21 +87,29 @@ class PreparedRun:
         """
         return stream(self.carry_out)
 
-    def redo(self, section: int, prompt: str | None = None) -> None:
+    def redo(
+        self, section: int, prompt: str | None = None, *, seed: int | None = None, alone: bool = False
+    ) -> None:
         """Have the next ``events`` make a section anew: other noise and, if given, another prompt.
 
         Sections that see it are made anew too; others stay as they are. Without ``prompt`` the section
         keeps the one it has; ``config.prompt`` is the way back to the run's own. A prompt by time has no
         meaning here and is taken by its letters.
 
+        Args:
+            seed: of its noise, in place of the run's. alone: all others stay as they are, and it sees those
+                after it as well.
+
         Raises:
-            InputError: there is no such section, or a prompt that cannot be used.
+            InputError: there is no such section, or a prompt or seed that cannot be used.
             RunConflictError: the folder is in use.
         """
         if prompt is not None:
             check_prompt(prompt)
+        if seed is not None:
+            check_seed(seed)
         with RunStore(self.places.workdir, self.config.to_json()) as store:
-            store.redo(section, len(self.plan.sections), prompt)
+            store.redo(section, len(self.plan.sections), prompt, seed=seed, alone=alone)
 
     def restore(self, section: int) -> None:
         """Have the next ``events`` take a section as it was first made; it is still on disk.
@@ -121,12 +130,14 @@ def run(job: PreparedRun, emit: Emit) -> None:
     clock, config = Clock(prepare=job.seconds), job.config
     with RunStore(job.places.workdir, config.to_json()) as store:
         emit(_started(job, store))
-        told = settings(config, job.bundle.spec.name, store.edits)
+        if job.request is not None:
+            keep_request(job.request, job.places.workdir)
+        told = settings(config, job.bundle.spec.name, store.changes)
         if _is_finished(job, store):
             job.places.write_config(told)
             emit(_finished(job, clock, cached=True))
             return
-        made = _fill(job, store, clock, emit)
+        made = fill(job, store, clock, emit)
         begun = time.perf_counter()
         count = _write_video(job, store, made, clock, told, emit)
         emit(Decoded(frames=count, seconds=time.perf_counter() - begun))
@@ -138,61 +149,8 @@ def latents_of(job: PreparedRun, emit: Emit) -> torch.Tensor:
     """The same without a video: latents (1, C, N, h, w) of the whole timeline, on the CPU."""
     with RunStore(job.places.workdir, job.config.to_json()) as store:
         emit(_started(job, store))
-        _fill(job, store, Clock(prepare=job.seconds), emit)
+        fill(job, store, Clock(prepare=job.seconds), emit)
         return store.fetch(range(job.plan.shown.latent_frames))
-
-
-def _fill(job: PreparedRun, store: RunStore, clock: Clock, emit: Emit) -> list[Stored]:
-    """Place every section on the timeline of ``store``, made now or before."""
-    config, sections, conditioner = job.config, job.plan.sections, job.bundle.conditioner
-    changed = [edit.prompt for edit in store.edits.values() if edit.prompt is not None]
-    maker = SectionMaker(config, job.bundle, clock, job.picture, changed)
-    for known in job.known:
-        frames = range(known.at, known.at + known.latents.shape[1])
-        _place(job, store, _known(config, store, frames, known.digest, known.latents.clone))
-    held = job.bundle.spec.held_start
-    if held is not None and job.picture is not None:
-        size = job.method.section_size
-        for frame, make in held_latents(job.bundle.codec, job.picture, size, held, config.seed).items():
-            store.place(_known(config, store, [frame], config.image, lambda make=make: make()[:, None]))  # type: ignore[misc]
-    made: list[Stored] = []
-    for planned in sections:
-        begun = time.perf_counter()
-        section = settle(planned, job.method, job.plan.timeline, store.fetch)
-        if held is not None and job.picture is not None:
-            section = as_held(section)
-        edit = store.edits.get(section.index, Edit())
-        told = prompts_of(config, section, edit, job.plan.timeline)
-        key = section_key(config, section, edit, told, store, sees_picture=conditioner.sees_picture)
-        stored = store.find(key)
-        cached = stored is not None
-        if stored is None:
-            on_step = _steps(section.index, len(sections), emit)
-            latents = maker.make(section, edit, told, store, on_step)
-            with clock("store"):
-                details = {"row": section_row(section), **asdict(edit)}
-                stored = store.add(key, section.index, section.frames, latents, details)
-        _place(job, store, stored)
-        made.append(stored)
-        emit(
-            SectionFinished(
-                section=section.index,
-                sections=len(sections),
-                frames=section.frames,
-                latents=store.path(key),
-                cached=cached,
-                seconds=0.0 if cached else time.perf_counter() - begun,
-                preview=preview(job.bundle.codec, store.fetch, section.frames),
-            )
-        )
-    return made
-
-
-def _steps(section: int, sections: int, emit: Emit) -> OnStep:
-    def on_step(done: int, steps: int) -> None:
-        emit(Step(section=section, sections=sections, step=done - 1, steps=steps))
-
-    return on_step
 
 
 def _started(job: PreparedRun, store: RunStore) -> Started:
@@ -228,29 +186,6 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
 def _is_finished(job: PreparedRun, store: RunStore) -> bool:
     digest = finished_digest(store.manifest.records)
     return digest is not None and job.places.out.is_file() and hash_file(job.places.out) == digest
-
-
-def _place(job: PreparedRun, store: RunStore, stored: Stored) -> None:
-    """Let latents fill their frames of the timeline; those at the start of a loop come again at its end."""
-    store.place(stored)
-    length = job.plan.shown.latent_frames
-    if job.plan.loop and stored.frames[-1] < job.plan.loop:
-        store.place(replace(stored, frames=tuple(frame + length for frame in stored.frames)))
-
-
-def _known(
-    config: RunConfig,
-    store: RunStore,
-    frames: Sequence[int],
-    digest: str | None,
-    make: Callable[[], torch.Tensor],
-) -> Stored:
-    """Given latents (C, n, h, w), on disk like a section's: what is resumed sees the very same bytes."""
-    made_by = [digest, config.model_digest, config.device, config.dtype]
-    if frames[0] < 0:  # as the model sees it: noised, and held for a section
-        made_by += [str(config.seed), str(config.method["section_size"])]
-    key = hash_json({"known": [frames[0], len(frames)], "by": made_by})
-    return store.find(key) or store.add(key, None, frames, make())
 
 
 def _write_video(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,10 +52,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Edit:
-    """What a user changed about one section: another take of its noise, another prompt."""
+    """What a user changed about one section: another take of its noise or another seed, another prompt."""
 
     take: int = 0
     prompt: str | None = None
+    seed: int | None = None
 
 
 class RunStore:
@@ -74,6 +75,7 @@ class RunStore:
         self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
         self.tails = Tails(self.reference, self._latent)
         self.edits: dict[int, Edit] = {}
+        self.retakes: dict[int, Edit] = {}
         try:
             (folder / FOLDER).mkdir(exist_ok=True)
             for part in (folder / FOLDER).glob("*.part"):  # of a process that was killed here
@@ -91,7 +93,8 @@ class RunStore:
             stored = Stored(record["key"], record["section"], tuple(record["frames"]), record["digest"])
             self._stored[stored.key] = stored
         elif record["kind"] == "edit":
-            self.edits[record["section"]] = Edit(record["take"], record["prompt"])
+            edit = Edit(record["take"], record["prompt"], record.get("seed"))
+            self._apply(record["section"], edit, alone=record.get("alone", False))
 
     def __enter__(self) -> RunStore:
         return self
@@ -153,8 +156,20 @@ class RunStore:
         self._stored[key] = stored
         return stored
 
-    def redo(self, section: int, sections: int, prompt: str | None = None) -> Edit:
+    def redo(
+        self,
+        section: int,
+        sections: int,
+        prompt: str | None = None,
+        *,
+        seed: int | None = None,
+        alone: bool = False,
+    ) -> Edit:
         """Have a section made anew by the next run, with new noise and, if given, another prompt.
+
+        Args:
+            seed: of its noise, in place of the run's. alone: sections that see it stay as they are, and it
+                sees what is after it as well; else they are made anew too.
 
         Raises:
             InputError: there is no such section.
@@ -163,8 +178,8 @@ class RunStore:
         edits = [record for record in self.manifest.records if record["kind"] == "edit"]
         take = 1 + max((record["take"] for record in edits if record["section"] == section), default=0)
         if prompt is None:
-            prompt = self.edits.get(section, Edit()).prompt
-        return self._edit(section, sections, Edit(take, prompt))
+            prompt = (self.retakes.get(section) or self.edits.get(section, Edit())).prompt
+        return self._edit(section, sections, Edit(take, prompt, seed), alone=alone)
 
     def restore(self, section: int, sections: int) -> Edit:
         """Have the next run take a section as it was first made, with the run's own prompt.
@@ -172,14 +187,29 @@ class RunStore:
         Raises:
             InputError: there is no such section.
         """
-        return self._edit(section, sections, Edit())
+        return self._edit(section, sections, Edit(), alone=False)
 
-    def _edit(self, section: int, sections: int, edit: Edit) -> Edit:
+    @property
+    def prompts(self) -> list[str]:
+        """Those that were changed."""
+        edits = (*self.edits.values(), *self.retakes.values())
+        return [edit.prompt for edit in edits if edit.prompt is not None]
+
+    @property
+    def changes(self) -> dict[int, Edit]:
+        """What was changed about each section, as it stands."""
+        return self.edits | self.retakes
+
+    def _edit(self, section: int, sections: int, edit: Edit, *, alone: bool) -> Edit:
         if not 0 <= section < sections:
             raise InputError(f"section {section} does not exist: choose one of 0 to {sections - 1}")
-        self.manifest.append({"kind": "edit", "section": section, "take": edit.take, "prompt": edit.prompt})
-        self.edits[section] = edit
+        self.manifest.append({"kind": "edit", "section": section, **asdict(edit), "alone": alone})
+        self._apply(section, edit, alone=alone)
         return edit
+
+    def _apply(self, section: int, edit: Edit, *, alone: bool) -> None:
+        self.retakes.pop(section, None)  # the last one comes last: it sees those before it
+        (self.retakes if alone else self.edits)[section] = edit
 
     # --- the timeline ---
 

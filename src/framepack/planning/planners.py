@@ -238,6 +238,17 @@ def plan(
     return Plan(around, method, (first, *later), loop=tail)
 
 
+def again(plan: Plan, section: Section) -> Section:
+    """The same section with all the rest of the video known, after it as before."""
+    length = plan.timeline.latent_frames
+    known = Known()
+    at = 0
+    for span in (*section.spans, Span(length, length)):
+        known.add(at, span.start)
+        at = span.stop
+    return lay_out(plan.method, known, section.spans, index=section.index, length=length)
+
+
 def _in_order(
     timeline: Timeline, method: Method, endpoints: Sequence[int] | None, script: Script | None
 ) -> Iterator[Section]:
