@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from framepack.cli import app
 from framepack.errors import InputError
+from framepack.generation.decode import decode_frames
 from framepack.generation.events import SectionFinished
 from framepack.generation.given import Keyframe, check_apart, given_clip, given_picture, latent_at
 from framepack.generation.prepare import prepare
@@ -22,6 +23,7 @@ from framepack.generation.run import PreparedRun, latents_of
 from framepack.generation.saved import load_request
 from framepack.planning.planners import again, plan
 from framepack.planning.timeline import Timeline
+from framepack.video.io import read_video, write_video
 from tiny import SIZE, save_tiny, tiny_bundle, tiny_spec
 
 FRAMES = 29
@@ -284,3 +286,76 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         load_request(tmp_path)
+
+
+# --- clips ---
+
+
+def clip(folder: Path, frames: int, fps: float = 8, seed: int = 0, size: int = SIZE) -> Path:
+    """A video of slowly changing noise."""
+    path = folder / f"clip-{frames}-{seed}-{size}.mp4"
+    coarse = np.random.default_rng(seed).integers(0, 256, (2, size // 8, size // 8, 3))
+    first, last = coarse.repeat(8, 1).repeat(8, 2)
+    shares = np.linspace(0, 1, frames)[:, None, None, None]
+    write_video(path, ((1 - shares) * first + shares * last).astype(np.uint8), fps, overwrite=True)
+    return path
+
+
+def decoded(path: Path) -> np.ndarray:
+    return np.stack([*read_video(path).frames])
+
+
+@pytest.mark.parametrize("method", ["vanilla", "anti-drifting", "inverted"])
+def test_a_clip_goes_on(method: str, tmp_path: Path) -> None:
+    run = job(tmp_path, from_clip=clip(tmp_path, 10), frames=12, method=method)
+    assert run.plan.shown.frames == 22 and run.plan.shown.known == tuple(range(10))
+    whole = latents_of(run, lambda event: None)
+    own = torch.from_numpy(decoded(clip(tmp_path, 10))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    torch.testing.assert_close(whole[:, :, :10], tiny_bundle().codec.encode(own))
+    first = next(s for s in run.plan.sections if 10 in s.frames)
+    assert 9 in first.context_frames
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_video_leads_to_a_clip(both: bool, tmp_path: Path) -> None:
+    before = clip(tmp_path, 5) if both else None
+    run = job(tmp_path, from_clip=before, to_clip=clip(tmp_path, 8, seed=1), frames=12)
+    start = 5 if both else 0
+    assert run.plan.shown.frames == start + 12 + 8
+    assert run.plan.shown.known == (*range(start), *range(start + 12, start + 20))
+    list(run.events())
+    frames = decoded(tmp_path / "v.mp4")
+    assert len(frames) == start + 20
+
+
+def test_copied_clips_are_shown_as_they_are(tmp_path: Path) -> None:
+    place = clip(tmp_path, 6), clip(tmp_path, 8, seed=1)
+    run = job(tmp_path, from_clip=place[0], to_clip=place[1], frames=9, copy_clips=True)
+    latents = latents_of(run, lambda event: None)
+    shown = np.stack(
+        [*run.shown(decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.shown))]
+    )
+    assert np.array_equal(shown[:6], decoded(place[0])) and np.array_equal(shown[15:], decoded(place[1]))
+    plain = job(tmp_path / "plain", from_clip=place[0], to_clip=place[1], frames=9)
+    assert plain.config.job != run.config.job and plain.config.sampling() == run.config.sampling()
+
+
+def test_a_clip_of_another_rate_and_size_is_converted_and_said(tmp_path: Path) -> None:
+    run = job(tmp_path, from_clip=clip(tmp_path, 24, fps=16, size=64), frames=6)
+    assert run.plan.shown.frames == 12 + 6
+    told = " ".join(run.warnings)
+    assert "16 frames per second" in told and "64 x 64" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"from_clip": Path("none.mp4")}, r"none\.mp4' does not exist"),
+        ({"from_clip": Path(__file__)}, "test_given"),
+        ({"from_clip": Path("a.mp4"), "image": picture(0)}, "give one"),
+        ({"to_clip": Path("a.mp4"), "keyframes": (Keyframe(picture=picture(0)),)}, "give one"),
+    ],
+)
+def test_clips_that_cannot_be_used(values: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        select(request(**values), tiny_spec())

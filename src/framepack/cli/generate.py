@@ -26,6 +26,9 @@ def generate(
     image: options.Image = None,
     end_image: options.EndImage = None,
     keyframe: options.Keyframes = None,
+    from_clip: options.FromClip = None,
+    to_clip: options.ToClip = None,
+    copy_clips: options.CopyClips = False,
     loop: options.Loop = False,
     seconds: options.Seconds = None,
     frames: options.Frames = None,
@@ -156,6 +159,9 @@ def generate(
     )
     request = GenerateRequest(
         **asked,
+        from_clip=from_clip,
+        to_clip=to_clip,
+        copy_clips=copy_clips,
         loop=loop,
         size=size,
         schedule=schedule,

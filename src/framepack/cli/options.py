@@ -37,6 +37,22 @@ Keyframes = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+FromClip = Annotated[
+    Path | None,
+    typer.Option("--from-clip", help="Video that it goes on from.", show_default=False, rich_help_panel=WHAT),
+]
+ToClip = Annotated[
+    Path | None,
+    typer.Option("--to-clip", help="Video that it leads to.", show_default=False, rich_help_panel=WHAT),
+]
+CopyClips = Annotated[
+    bool,
+    typer.Option(
+        "--copy-clips",
+        help="Show clips as they are, not as the model's codec has them.",
+        rich_help_panel=WHAT,
+    ),
+]
 Loop = Annotated[bool, typer.Option("--loop", help="Have the end lead to the start.", rich_help_panel=WHAT)]
 Prompt = Annotated[
     str | None,

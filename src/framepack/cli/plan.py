@@ -21,6 +21,8 @@ def plan(
     image: options.Image = None,
     end_image: options.EndImage = None,
     keyframe: options.Keyframes = None,
+    from_clip: options.FromClip = None,
+    to_clip: options.ToClip = None,
     loop: options.Loop = False,
     seconds: options.Seconds = None,
     frames: options.Frames = None,
@@ -61,6 +63,8 @@ def plan(
     )
     request = GenerateRequest(
         **asked,
+        from_clip=from_clip,
+        to_clip=to_clip,
         loop=loop,
         size=size,
         schedule=schedule,

@@ -36,7 +36,7 @@ class RunConfig:
         negative_prompt: as worded; empty where guidance leaves it unused.
         image: sha256 of the start image's pixels, cropped and resized; None for text-to-video.
         given: latent frame and sha256 of the pixels of all else that is given.
-        loop: its end leads to its start.
+        loop: its end leads to its start. copied: clips are shown as they were given.
         loras: digest of the LoRA files and their weights; None without.
         device, dtype: other devices and precisions round differently.
     """
@@ -61,6 +61,7 @@ class RunConfig:
     loras: str | None = None
     given: tuple[tuple[int, str], ...] = ()
     loop: bool = False
+    copied: bool = False
     cues: list[dict[str, Any]] | None = None
     sigmas: str = "flow"
     sampling_version: int = SAMPLING_VERSION
@@ -85,7 +86,7 @@ class RunConfig:
         Length, prompt and picture are not in it: a section depends on them only through its own
         row of the plan, its prompt and its context.
         """
-        elsewhere = {"frames", "fps", "seed", "prompt", "cues", "image", "given", "loop"}
+        elsewhere = {"frames", "fps", "seed", "prompt", "cues", "image", "given", "loop", "copied"}
         return {name: value for name, value in self.to_json().items() if name not in elsewhere}
 
 
@@ -118,6 +119,7 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         loras=digest(request.loras) if request.loras else None,
         given=tuple((each.at, each.digest) for each in selection.given if each.at or each.clip),
         loop=request.loop,
+        copied=request.copy_clips and any(each.clip for each in selection.given),
         sigmas=spec.sigmas,
     )
 

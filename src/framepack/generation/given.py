@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from framepack.errors import InputError
 from framepack.planning.planners import Plan
 from framepack.planning.timeline import Timeline
-from framepack.video.images import picture_digest, read_image
+from framepack.video.clips import read_clip, read_still
+from framepack.video.images import picture_digest
 from framepack.video.resize import to_bucket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from framepack.models.spec import ModelSpec
 
 Frames = NDArray[np.uint8]
 
@@ -62,8 +65,8 @@ class Keyframe:
 
 
 def open_picture(picture: Path | Image) -> Image:
-    """A picture file, loaded. Raises InputError: see ``read_image``."""
-    return read_image(picture) if isinstance(picture, Path) else picture
+    """A picture file, or a frame of a clip, loaded. Raises InputError: see ``read_still``."""
+    return read_still(picture) if isinstance(picture, Path) else picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,6 +105,40 @@ def given_picture(picture: Image, size: tuple[int, int], at: int, told: str) -> 
     fitted = to_bucket(picture, size)
     pixels = np.asarray(fitted)[None]
     return Given(at=at, latents=1, pixels=pixels, digest=picture_digest(fitted), told=told)
+
+
+def given_clips(
+    before: Path | None, after: Path | None, spec: ModelSpec, size: tuple[int, int]
+) -> tuple[Given | None, Given | None, list[str]]:
+    """Clips at a model's rate and ``size``, and what is told of them; where the second stands is still open.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    stride, made, told = spec.temporal_stride, [], []
+    for path, cut in ((before, "start"), (after, "end")):
+        if path is None:
+            made.append(None)
+            continue
+        clip = read_clip(path, spec.fps, size, stride=stride, cut=cut)  # type: ignore[arg-type]
+        told += clip.remarks
+        frames = np.stack([*clip.frames()])
+        if cut == "end" and stride > 1:  # the first frame of a video alone has a latent frame of its own
+            frames = frames[1:]
+            if not len(frames):
+                raise InputError(f"clip '{path}' has one frame: give it as the end picture")
+        made.append(given_clip(frames, 0 if cut == "start" else 1, stride, f"clip '{path.name}'"))
+    return made[0], made[1], told
+
+
+def with_copies(
+    frames: Iterator[Frames], given: Sequence[Given], timeline: Timeline, first: int = 0
+) -> Iterator[Frames]:
+    """The frames of a video from number ``first`` on, those of clips as they were given."""
+    clips = [(timeline.frames_of(each.at).start, each.pixels) for each in given if each.clip]
+    for number, frame in enumerate(frames, first):
+        inside = (pixels[number - start] for start, pixels in clips if 0 <= number - start < len(pixels))
+        yield next(inside, frame)
 
 
 def given_clip(frames: Frames, at: int, stride: int, told: str) -> Given:

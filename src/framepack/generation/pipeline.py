@@ -38,6 +38,7 @@ from framepack.models.loading import check_given, load_bundle, move_companions
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
+from framepack.planning.script import Script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +237,7 @@ class FramePackPipeline:
 
     def __call__(
         self,
-        prompt: str = "",
+        prompt: str | Script = "",
         image: Picture | None = None,
         *,
         output_type: OutputType = "pil",
@@ -246,7 +247,7 @@ class FramePackPipeline:
         """Make a video in memory.
 
         Args:
-            prompt: what happens.
+            prompt: what happens; by time or by section as in ``planning.prompts``, or as a ``Script``.
             image: start picture, a file, PIL image or uint8 array (H, W, 3); without it, text-to-video.
             output_type: what ``frames`` of the result are.
             on_event: told of each step and finished section; an exception from it ends the call.
@@ -273,7 +274,7 @@ class FramePackPipeline:
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Script = "",
         image: Picture | None = None,
         *,
         out: str | Path,
@@ -304,7 +305,7 @@ class FramePackPipeline:
                 with_loras(run.bundle, self.bundle.loras)
 
     def _request(
-        self, prompt: str, image: Picture | None, settings: Settings
+        self, prompt: str | Script, image: Picture | None, settings: Settings
     ) -> tuple[GenerateRequest, Bundle]:
         """What is asked for, and the model with given embeddings in the place of its conditioner."""
         if unknown := set(settings) - set(Settings.__annotations__):
@@ -315,7 +316,7 @@ class FramePackPipeline:
         if (height is None) != (width is None):
             raise InputError(f"height {height} and width {width}: give both, or neither")
         given: dict[str, Conditioning] = {}
-        said = {"prompt": prompt, "negative_prompt": asked.pop("negative_prompt", "")}
+        said: dict[str, Any] = {"prompt": prompt, "negative_prompt": asked.pop("negative_prompt", "")}
         for name, text in said.items():
             embeds = asked.pop(f"{name}_embeds", None)
             if embeds is not None:
@@ -343,4 +344,5 @@ class FramePackPipeline:
 
     @staticmethod
     def _decode(run: PreparedRun, latents: torch.Tensor) -> Iterator[np.ndarray]:
-        return decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.timeline)
+        decoded = decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.shown)
+        return run.shown(decoded)

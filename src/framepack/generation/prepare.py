@@ -66,6 +66,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         bundle=bundle,
         known=known,
         places=places,
+        given=selection.given,
         picture=selection.picture,
         overwrite=request.overwrite,
         request=None if source is None else replace(request, out=places.out),

@@ -14,6 +14,7 @@ from framepack.generation.given import (
     Given,
     Keyframe,
     check_apart,
+    given_clips,
     given_picture,
     latent_at,
     open_picture,
@@ -26,6 +27,7 @@ from framepack.planning.planners import Plan, plan, tiles
 from framepack.planning.prompts import read_prompt, script_of
 from framepack.planning.script import Script
 from framepack.planning.timeline import Timeline
+from framepack.video.clips import track_of
 from framepack.video.resize import nearest_bucket
 
 if TYPE_CHECKING:
@@ -52,8 +54,11 @@ class GenerateRequest:
         negative_prompt: what not to show.
         image: picture that the video starts from, a file or loaded; without it, text-to-video.
         keyframes: pictures at other times of it, the end among them.
+        from_clip: a video file that it goes on from, whose frames are its first. to_clip: one that it leads
+            to, whose frames are its last.
+        copy_clips: show clips as they are, not as the model's codec has them.
         loop: its end leads to its start.
-        seconds, frames: length, one of the two; 5 s when neither is given. At most a day.
+        seconds, frames: length without clips, one of the two; 5 s when neither is given. At most a day.
         method: a friendly name or a string in the paper's notation.
         schedule: instead of the method's own: a name, ``lambda=X``, ``budget=X`` or notation.
         untrained: allow methods and sizes that the model was not trained for.
@@ -76,6 +81,9 @@ class GenerateRequest:
     negative_prompt: str = ""
     image: Path | Image | None = None
     keyframes: tuple[Keyframe, ...] = ()
+    from_clip: Path | None = None
+    to_clip: Path | None = None
+    copy_clips: bool = False
     loop: bool = False
     seconds: float | None = None
     frames: int | None = None
@@ -97,6 +105,10 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.seconds is not None and self.frames is not None:
             raise InputError(f"{self.seconds:g} seconds and {self.frames} frames were both given: give one")
+        if self.image is not None and self.from_clip is not None:
+            raise InputError("a start picture and a clip to go on from were both given: give one")
+        if self.to_clip is not None and any(keyframe.at is None for keyframe in self.keyframes):
+            raise InputError("an end picture and a clip to lead to were both given: give one")
         check_seed(self.seed)
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise InputError(f"{self.steps} steps: choose 1 to {MAX_STEPS}")
@@ -175,12 +187,17 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
         )
     start = [] if request.image is None else [Keyframe(picture=request.image, at=0.0)]
     pictures = [(keyframe, open_picture(keyframe.picture)) for keyframe in (*start, *request.keyframes)]
-    size = _size(request, spec, next(((p.height, p.width) for _, p in pictures), None))
+    clips = [path for path in (request.from_clip, request.to_clip) if path is not None]
+    shapes = [*(track_of(clip).size for clip in clips), *((p.height, p.width) for _, p in pictures)]
+    size = _size(request, spec, shapes[0] if shapes else None)
     grid = (size[0] // spec.spatial_stride, size[1] // spec.spatial_stride)
     if spec.pyramid is not None:
         spec.pyramid.check(request.steps or spec.steps, grid, spec.base_kernel)
-    timeline = _timeline(request, spec, method)
-    given = [given_picture(p, size, latent_at(k, timeline), k.told) for k, p in pictures]
+    before, after, told = given_clips(request.from_clip, request.to_clip, spec, size)
+    timeline = _around(_timeline(request, spec, method), before, after)
+    given = [] if before is None else [before]
+    given += [given_picture(p, size, latent_at(k, timeline), k.told) for k, p in pictures]
+    given += [] if after is None else [replace(after, at=timeline.latent_frames - after.latents)]
     check_apart(given, timeline)
     timeline = replace(timeline, known=tuple(frame for each in given for frame in each.frames))
     chosen, remarks = _that_sees(request, spec, timeline, given)
@@ -192,9 +209,9 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
         script=script,
         size=size,
         grid=grid,
-        picture=given[0].picture if start else None,
+        picture=given[0].picture if start or before is not None else None,
         given=tuple(given),
-        remarks=(*remarks, *_unheard(script, timeline, chosen.method)),
+        remarks=(*told, *remarks, *_unheard(script, timeline, chosen.method)),
     )
 
 
@@ -251,6 +268,16 @@ def _timeline(request: GenerateRequest, spec: ModelSpec, method: Method) -> Time
         if request.loop:
             timeline = replace(timeline, frames=timeline.padded_frames)
     return timeline
+
+
+def _around(timeline: Timeline, before: Given | None, after: Given | None) -> Timeline:
+    """The timeline with room for a clip before what is asked for, and for one after it."""
+    frames = timeline.frames + (0 if before is None else len(before.pixels))
+    if after is not None:
+        # Whole latent frames before it, so that its own are its own.
+        latents = replace(timeline, frames=frames, known=()).latent_frames + after.latents
+        frames = 1 + (latents - 1) * timeline.stride
+    return replace(timeline, frames=frames)
 
 
 def _size(request: GenerateRequest, spec: ModelSpec, picture: tuple[int, int] | None) -> tuple[int, int]:

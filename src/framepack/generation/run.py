@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
-from framepack.errors import OutputError
+from framepack.errors import InputError, OutputError
 from framepack.generation.clock import Clock, peak_memory
 from framepack.generation.config import RunConfig
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Decoded, Decoding, Event, Finished, Started
 from framepack.generation.fill import fill
+from framepack.generation.given import Given, with_copies
 from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
@@ -26,6 +28,7 @@ from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
 from framepack.planning.planners import Plan
+from framepack.planning.prompts import read_prompt
 from framepack.video.io import encode_video
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class PreparedRun:
 
     Attributes:
         context_tokens: the most tokens of history, tail included, that a section sees.
-        known: latents of what the user gave.
+        known: latents of what the user gave. given: its pixels.
         picture: the start picture, at the size of the video.
         request: kept in the work folder, where the model is one that can be loaded again.
         warnings: one line each, for the user.
@@ -66,6 +69,7 @@ class PreparedRun:
     bundle: Bundle
     known: tuple[Known, ...]
     places: Places
+    given: tuple[Given, ...] = ()
     picture: Image | None = None
     overwrite: bool = False
     request: GenerateRequest | None = None
@@ -87,14 +91,19 @@ class PreparedRun:
         """
         return stream(self.carry_out)
 
+    def shown(self, decoded: Iterator[np.ndarray], first: int = 0) -> Iterator[np.ndarray]:
+        """Frames (H, W, 3) as the video shows them, from number ``first`` on."""
+        if not self.config.copied:
+            return decoded
+        return with_copies(decoded, self.given, self.plan.shown, first)
+
     def redo(
         self, section: int, prompt: str | None = None, *, seed: int | None = None, alone: bool = False
     ) -> None:
         """Have the next ``events`` make a section anew: other noise and, if given, another prompt.
 
         Sections that see it are made anew too; others stay as they are. Without ``prompt`` the section
-        keeps the one it has; ``config.prompt`` is the way back to the run's own. A prompt by time has no
-        meaning here and is taken by its letters.
+        keeps the one it has; ``config.prompt`` is the way back to the run's own.
 
         Args:
             seed: of its noise, in place of the run's. alone: all others stay as they are, and it sees those
@@ -106,6 +115,8 @@ class PreparedRun:
         """
         if prompt is not None:
             check_prompt(prompt)
+            if len(read_prompt(prompt).prompts) > 1 and prompt != self.config.prompt:
+                raise InputError(f"a section has one prompt, not several by time: take one out of '{prompt}'")
         if seed is not None:
             check_seed(seed)
         with RunStore(self.places.workdir, self.config.to_json()) as store:
@@ -196,7 +207,7 @@ def _write_video(
     In this order a file at ``out`` is always known for ours or not, whenever the process dies.
     """
     out, codec = job.places.out, job.bundle.codec
-    decoded = decode_frames(codec, store.fetch, job.plan.shown)
+    decoded = job.shown(decode_frames(codec, store.fetch, job.plan.shown))
     frames = _told(_timed(decoded, clock), job.config.frames, emit)
     # Always of this name: what a killed process left is written over.
     part = out.with_name(f".{out.stem[:32]}.{job.config.job}.part.mp4")

@@ -72,7 +72,7 @@ def load_request(folder: Path) -> GenerateRequest:
         raise InputError(f"'{folder}' holds no {FILE}: give the work folder of a run by `framepack generate`")
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        for name in ("image", "out"):
+        for name in ("image", "from_clip", "to_clip", "out"):
             said[name] = None if said[name] is None else Path(said[name])
         said["parts"] = tuple(said["parts"])
         said["loras"] = tuple(Lora(Path(each["path"]), each["weight"]) for each in said["loras"])
