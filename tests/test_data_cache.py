@@ -17,7 +17,7 @@ from framepack.cli import data as verbs
 from framepack.codecs.video_vae import VideoCodec
 from framepack.conditioning.embeds import Conditioning
 from framepack.data import encoded, encoding
-from framepack.data.clips import Cutting, read_clip, survey
+from framepack.data.clips import Cutting, survey
 from framepack.data.encoded import Encoding, Plan, plan_cache
 from framepack.data.encoding import build_cache
 from framepack.data.reader import EncodedClips
@@ -25,6 +25,7 @@ from framepack.data.videos import find
 from framepack.errors import InputError, OutputError, RunConflictError
 from framepack.models.loading import load_companions
 from framepack.models.source import resolve_model
+from framepack.video.clips import read_frames
 from framepack.video.io import write_video
 
 BUCKETS = ((32, 64), (48, 48))
@@ -103,7 +104,7 @@ def test_the_cache_holds_what_the_codec_makes(folder: Path, parts: tuple[Any, An
     )
     for number, clip in enumerate(clips):
         video = (
-            torch.from_numpy(np.stack(list(read_clip(clip)))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            torch.from_numpy(np.stack(list(read_frames(clip)))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         )
         with torch.inference_mode():
             expected = codec.encode(video)
@@ -225,14 +226,14 @@ def test_a_full_disk_leaves_nothing_half(
 def test_a_clip_that_cannot_be_decoded_is_told_and_left_out(
     folder: Path, parts: tuple[Any, Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    original = encoding.read_clip
+    original = encoding.read_frames
 
     def read(clip: Any) -> Any:
         if clip.video.name == "d.mp4":
             raise InputError("is damaged at 0.50 s")
         return original(clip)
 
-    monkeypatch.setattr(encoding, "read_clip", read)
+    monkeypatch.setattr(encoding, "read_frames", read)
     told: list[Any] = []
     assert build(folder, tmp_path, encoding_of(*parts), on_rejected=told.append)[1]
     made = EncodedClips(tmp_path)
@@ -281,7 +282,7 @@ def test_a_causal_codec_and_a_conditioner_that_looks(folder: Path, tmp_path: Pat
     plan, whole = build(folder, tmp_path, made)
     read = EncodedClips(tmp_path)
     assert whole and [(e.frames, e.latents) for e in read.entries] == [(9, 3), (9, 3), (5, 2), (9, 3), (5, 2)]
-    first = list(read_clip(plan.clips[0]))
+    first = list(read_frames(plan.clips[0]))
     video = torch.from_numpy(np.stack(first)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     with torch.inference_mode():
         expected = codec.encode(video).half().float()

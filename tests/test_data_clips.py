@@ -19,14 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framepack.cli import data as verbs
-from framepack.data.clips import Clip, Cutting, cut, cutting_for, read_clip, survey
-from framepack.data.reading import Track, picture, probe, resample, shown_size
+from framepack.data.clips import Clip, Cutting, cut, cutting_for, survey
 from framepack.data.videos import Video, find
 from framepack.errors import InputError
 from framepack.models.families import BUCKETS, spec_for
 from framepack.models.source import resolve_model
 from framepack.video.buckets import bucket_set
+from framepack.video.clips import read_frames
 from framepack.video.io import write_video
+from framepack.video.reading import Track, picture, probe, resample, shown_size
 
 SMALL = Cutting(fps=8.0, stride=1, shortest=7, longest=24, buckets=((32, 32), (32, 64)))
 
@@ -142,7 +143,7 @@ def test_odd_rates_and_sizes_are_read_as_they_are_shown(tmp_path: Path) -> None:
     assert track.size == (38, 52)  # H.264 has even sides
     clips, short = cut(video, track, SMALL)
     assert not short and [clip.frames for clip in clips] == [22]
-    made = list(read_clip(clips[0]))
+    made = list(read_frames(clips[0]))
     assert {frame.shape for frame in made} == {(32, 32, 3)}
     assert [number_of(frame) for frame in made] == [int(k * 11 / 8) for k in range(22)]
 
@@ -165,7 +166,7 @@ def test_a_span_in_the_middle_is_found_by_its_times(tmp_path: Path) -> None:
             container.mux(packet)
     video = Video(name="long.mkv", path=path, start=1.0, stop=2.2)
     (clip,) = cut(video, probe(video), SMALL)[0]
-    assert [number_of(frame) for frame in read_clip(clip)] == [25 + int(k * 25 / 8) for k in range(10)]
+    assert [number_of(frame) for frame in read_frames(clip)] == [25 + int(k * 25 / 8) for k in range(10)]
 
 
 @pytest.mark.parametrize("fps", [5, 25, 30000 / 1001, 60])
@@ -178,7 +179,7 @@ def test_a_divided_video_is_read_to_the_end_of_each_clip(tmp_path: Path, fps: fl
     assert len(clips) > 1
     for clip in clips:
         due = [bisect_right(track.times, clip.start + k / clip.rate) - 1 for k in range(clip.frames)]
-        assert [number_of(frame) for frame in read_clip(clip)] == due
+        assert [number_of(frame) for frame in read_frames(clip)] == due
 
 
 def test_a_variable_rate_is_followed(tmp_path: Path) -> None:
@@ -203,7 +204,9 @@ def test_a_variable_rate_is_followed(tmp_path: Path) -> None:
     track = probe(video)
     assert track.times == tuple(Fraction(stamp, 1000) for stamp in stamps)
     clips = cut(video, track, SMALL)[0]
-    made = [(clip.start + k / clip.rate, frame) for clip in clips for k, frame in enumerate(read_clip(clip))]
+    made = [
+        (clip.start + k / clip.rate, frame) for clip in clips for k, frame in enumerate(read_frames(clip))
+    ]
     assert len(made) > 24
     for time, frame in made:
         assert number_of(frame) == bisect_right(stamps, float(time) * 1000) - 1
@@ -322,7 +325,7 @@ def test_damage_inside_is_told_when_it_is_reached(tmp_path: Path) -> None:
     made = survey(tmp_path, find(tmp_path), SMALL)
     with pytest.raises(InputError, match=r"damaged|cannot be read"):
         for clip in made.clips:
-            list(read_clip(clip))
+            list(read_frames(clip))
 
 
 def test_remarks_count_what_might_be_better(tmp_path: Path) -> None:
@@ -358,7 +361,7 @@ def test_scenes_are_cut(tmp_path: Path) -> None:
     cutting = Cutting(fps=8.0, stride=1, shortest=7, longest=80, buckets=((32, 32),), scenes=True)
     made = survey(tmp_path, find(tmp_path), cutting)
     assert [float(clip.start) for clip in made.clips] == pytest.approx([0, 23 / 12], abs=1e-3)
-    ends = [list(read_clip(clip)) for clip in made.clips]
+    ends = [list(read_frames(clip)) for clip in made.clips]
     assert np.abs(ends[0][0].astype(int) - ends[0][-1]).mean() < 3, "one scene to its last frame"
 
 
@@ -392,7 +395,7 @@ def test_real_clips() -> None:
 
 
 def _few(clip: Clip) -> list[np.ndarray]:
-    return [frame for number, frame in enumerate(read_clip(clip)) if number in (0, 42, 84)]
+    return [frame for number, frame in enumerate(read_frames(clip)) if number in (0, 42, 84)]
 
 
 # --- the verb ---

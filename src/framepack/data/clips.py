@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from framepack.data.reading import Track, decoded, picture, probe, resample
 from framepack.data.scenes import cuts_of, require_scenes
 from framepack.data.videos import Found, Rejected, Video
 from framepack.errors import InputError
 from framepack.models.spec import ModelSpec
 from framepack.video.buckets import UNIT, bucket_set
+from framepack.video.clips import Excerpt
+from framepack.video.reading import Track, probe
 from framepack.video.resize import Size, nearest_bucket
 
 SECONDS = 10.0
@@ -101,30 +99,10 @@ def cutting_for(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A span of a video.
-
-    Attributes:
-        start: of its first frame, in seconds. frames: at ``rate`` a second, F.
-        sources: frames of the video from there to the time of the clip's last frame.
-        bucket: (height, width) of its frames. pixel: width of a stored pixel, in its heights.
-    """
+class Clip(Excerpt):
+    """A span of a video that somebody offers for training."""
 
     video: Video
-    start: Fraction
-    frames: int
-    rate: Fraction
-    sources: int
-    bucket: Size
-    pixel: Fraction
-
-    @property
-    def stop(self) -> Fraction:
-        return self.start + self.frames / self.rate
-
-    @property
-    def seconds(self) -> float:
-        return float(self.frames / self.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,34 +220,3 @@ def _too_short(left: Fraction, right: Fraction, count: int, cutting: Cutting, *,
         f"is too short{span}: {count} frames at {cutting.fps:g} fps, a section with its start frame needs "
         f"{cutting.shortest}"
     )
-
-
-def read_clip(clip: Clip) -> Iterator[np.ndarray]:
-    """The clip's frames, uint8 (H, W, 3) each; only those at hand are in memory.
-
-    Raises:
-        InputError: damage, when it is reached; the message stands after the file's name.
-    """
-    seen = 0
-
-    def watched() -> Iterator[tuple[Fraction, Any]]:
-        nonlocal seen
-        for time, frame in decoded(clip.video, clip.start):
-            if time >= clip.stop:
-                return
-            if time >= clip.start:
-                seen += 1
-                if frame.is_corrupt:
-                    raise InputError(f"is damaged at {float(time):.2f} s")
-            yield time, frame
-
-    last: tuple[Any, np.ndarray] | None = None
-    for frame in resample(watched(), clip.rate, clip.start, clip.frames):
-        if last is None or last[0] is not frame:
-            last = frame, picture(frame, clip.pixel, clip.bucket)
-        yield last[1]
-    if seen < clip.sources:
-        raise InputError(
-            f"is damaged: from {float(clip.start):.2f} to {float(clip.stop):.2f} s {seen} of its "
-            f"{clip.sources} frames can be decoded"
-        )

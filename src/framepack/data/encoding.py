@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from framepack.data.clips import Clip, read_clip
+from framepack.data.clips import Clip
 from framepack.data.encoded import (
     DTYPES,
     MANIFEST,
@@ -30,6 +30,7 @@ from framepack.data.encoded import (
 )
 from framepack.data.videos import Rejected
 from framepack.errors import InputError
+from framepack.video.clips import read_frames
 
 Tell = Callable[[int, int], None]
 """(done, all)."""
@@ -98,7 +99,7 @@ def encode_clip(clip: Clip, encoding: Encoding) -> tuple[torch.Tensor, np.ndarra
         InputError: damage, or latents that the dtype cannot hold; the message stands after the file's name.
     """
     pixels = np.empty((clip.frames, *clip.bucket, 3), np.uint8)
-    for number, frame in enumerate(read_clip(clip)):
+    for number, frame in enumerate(read_frames(clip)):
         pixels[number] = frame
     video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latents = encoding.codec.encode(video)[0].transpose(0, 1).to(DTYPES[encoding.dtype]).cpu()

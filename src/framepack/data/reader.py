@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from framepack.conditioning.embeds import Conditioning
-from framepack.data.clips import read_clip
 from framepack.data.encoded import MANIFEST, PLAN, TEXTS, VERSION, clip_of, latent_file, read_json, text_file
 from framepack.data.fingerprint import conditioner_digest, module_digest, video_digest
 from framepack.data.latents import send
 from framepack.data.videos import Video
 from framepack.errors import InputError
+from framepack.video.clips import read_frames
 from framepack.video.resize import Size
 
 OPEN = 256
@@ -150,7 +150,7 @@ class EncodedClips:
         video = Video(**told | {"path": Path(told["path"])})
         if not video.path.is_file() or video_digest(video) != list(plan["sources"].values())[row["video"]]:
             raise InputError(f"'{video.path}' is not the video any more that '{self.folder}' was made of")
-        yield from read_clip(clip_of(row, video))
+        yield from read_frames(clip_of(row, video))
 
     def latents(self, clips: Sequence[int], frames: Sequence[Sequence[int]]) -> torch.Tensor:
         """Latents (one list of times a clip, of equal lengths) of one bucket -> (B, C, N, h, w), float32."""

@@ -6,9 +6,8 @@ import importlib.util
 from bisect import bisect_left
 from fractions import Fraction
 
-from framepack.data.reading import Track
-from framepack.data.videos import Video, opened
 from framepack.errors import InputError
+from framepack.video.reading import Track, VideoSource, opened
 
 
 def require_scenes() -> None:
@@ -20,7 +19,7 @@ def require_scenes() -> None:
         )
 
 
-def cuts_of(video: Video, track: Track) -> tuple[Fraction, ...]:
+def cuts_of(video: VideoSource, track: Track) -> tuple[Fraction, ...]:
     """Times at which another scene begins, each that of a frame.
 
     Raises:

@@ -9,8 +9,9 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
-from framepack.data.clips import Clip, read_clip
+from framepack.data.clips import Clip
 from framepack.errors import InputError
+from framepack.video.clips import read_frames
 from framepack.video.sheet import PAPER, contact_sheet, spread
 
 CLIPS, TILE, NAME = 16, 160, 14
@@ -31,7 +32,7 @@ def sheet_of_clips(clips: Sequence[Clip], title: str = "") -> Image.Image:
         try:
             shown = [
                 _tile(frame)
-                for number, frame in enumerate(islice(read_clip(clip), clip.frames))
+                for number, frame in enumerate(islice(read_frames(clip), clip.frames))
                 if number in wanted
             ]
         except InputError:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from framepack.data.lists import CAPTIONS, LISTS, Row, read_rows
 from framepack.errors import InputError
+from framepack.video.reading import VideoSource
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"),
@@ -23,20 +21,16 @@ SHARD = ".tar"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
+class Video(VideoSource):
     """A video file, or a span of one, that somebody offers for training.
 
     Attributes:
         name: for people: the path below the folder, ``shard.tar/KEY.mp4`` inside a shard.
-        path: the file, or the shard. offset, size: where in the shard it lies, in bytes.
         caption: empty where there is none.
         start, stop: of the span, in seconds; None is the video's own.
     """
 
     name: str
-    path: Path
-    offset: int = 0
-    size: int | None = None
     caption: str = ""
     start: float | None = None
     stop: float | None = None
@@ -87,16 +81,6 @@ def find(place: Path) -> Found:
             f"with {SHARD} shards, or with a list"
         )
     return found
-
-
-@contextmanager
-def opened(video: Video) -> Iterator[str | io.RawIOBase]:
-    """What PyAV can open: the path, or the part of a shard as a file."""
-    if video.size is None:
-        yield str(video.path)
-        return
-    with video.path.open("rb") as file, _Part(file, video.offset, video.size) as part:
-        yield part
 
 
 def _in_folder(folder: Path) -> Found:
@@ -218,31 +202,3 @@ def _said(content: bytes, suffix: str) -> str:
         return ""
     texts = [held.get(name) for name in CAPTIONS] if isinstance(held, dict) else [held]
     return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()), "")
-
-
-class _Part(io.RawIOBase):
-    """Some bytes of an open file, as a file."""
-
-    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._at = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._at)
-        self._file.seek(self._offset + self._at)
-        content = self._file.read(left if size is None or size < 0 else min(size, left))
-        self._at += len(content)
-        return content

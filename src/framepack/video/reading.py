@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from framepack.data.videos import Video, opened
 from framepack.errors import InputError
 from framepack.video.resize import Size, to_bucket
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSource:
+    """Where a video's bytes lie: in a file of their own, or ``size`` of a shard's from ``offset`` on."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +36,16 @@ class Track:
         times: when each is shown, ascending. stop: when the last one ends.
         size: (height, width) as it is shown: turned upright, with square pixels.
         pixel: width of a stored pixel, in its heights.
+        unit: of the file's time stamps; each is rounded to a multiple of it.
+        turns: quarter turns that made it upright.
     """
 
     times: tuple[Fraction, ...]
     stop: Fraction
     size: Size
     pixel: Fraction
+    unit: Fraction = Fraction(0)
+    turns: int = 0
 
     @property
     def start(self) -> Fraction:
@@ -43,7 +57,7 @@ class Track:
         return float(len(self.times) / (self.stop - self.start))
 
 
-def probe(video: Video) -> Track:
+def probe(video: VideoSource) -> Track:
     """Look at a video: all of its packets, and its first picture.
 
     Raises:
@@ -70,10 +84,11 @@ def probe(video: Video) -> Track:
     if last <= 0:
         last = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else Fraction(1, 25)
     size = shown_size(first[1], pixel)
-    return Track(times=times, stop=times[-1] + last, size=size, pixel=pixel)
+    turns = _turns(first[1])
+    return Track(times=times, stop=times[-1] + last, size=size, pixel=pixel, unit=unit, turns=turns)
 
 
-def decoded(video: Video, start: Fraction | None = None) -> Iterator[tuple[Fraction, Any]]:
+def decoded(video: VideoSource, start: Fraction | None = None) -> Iterator[tuple[Fraction, Any]]:
     """Frames of PyAV with their times, from the last one at or before ``start``, or some before it.
 
     Raises:
@@ -90,7 +105,7 @@ def decoded(video: Video, start: Fraction | None = None) -> Iterator[tuple[Fract
     yield from _decoded(video, None)
 
 
-def _decoded(video: Video, start: Fraction | None) -> Generator[tuple[Fraction, Any], None, None]:
+def _decoded(video: VideoSource, start: Fraction | None) -> Generator[tuple[Fraction, Any], None, None]:
     import av
 
     with _stream(video) as (container, stream):
@@ -112,20 +127,38 @@ def _decoded(video: Video, start: Fraction | None) -> Generator[tuple[Fraction, 
 
 
 @contextmanager
-def _stream(video: Video) -> Iterator[tuple[Any, Any]]:
+def opened(video: VideoSource) -> Iterator[str | io.RawIOBase]:
+    """What PyAV can open: the path, or the part of a shard as a file."""
+    if video.size is None:
+        yield str(video.path)
+        return
+    with video.path.open("rb") as file, _Part(file, video.offset, video.size) as part:
+        yield part
+
+
+@contextmanager
+def _stream(video: VideoSource) -> Iterator[tuple[Any, Any]]:
     """An open container and its first video stream; errors of FFmpeg become ours."""
     import av
 
     try:
         with opened(video) as file, av.open(file, metadata_errors="replace") as container:
-            if not container.streams.video:
+            moving = [stream for stream in container.streams.video if not _is_cover(stream)]
+            if not moving:
                 raise InputError("holds no pictures")
-            yield container, container.streams.video[0]
+            yield container, moving[0]
     except InputError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"cannot be read ({reason})") from error
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether it is a picture that goes with the sound, as in a song's file."""
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _fraction(value: Any) -> Fraction:
@@ -177,3 +210,31 @@ def _square(frame: Any, pixel: Fraction) -> int:
 def _turns(frame: Any) -> int:
     """Quarter turns counter-clockwise that make a frame upright."""
     return round(frame.rotation / 90) % 4
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of an open file, as a file."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        self._file.seek(self._offset + self._at)
+        content = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._at += len(content)
+        return content
