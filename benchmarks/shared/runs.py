@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from framepack.generation.clock import resident_memory
 from framepack.generation.events import Decoded, Event, Finished, SectionFinished, Started
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
@@ -84,14 +83,14 @@ def measure(
                 begun, cpu = time.perf_counter(), time.process_time()
             elif isinstance(event, SectionFinished):
                 spent = time.process_time()
-                section = SectionCost(seconds=event.seconds, cpu_seconds=spent - cpu, resident=resident())
+                section = SectionCost(seconds=event.seconds, cpu_seconds=spent - cpu, resident=resident_memory())
                 cost.sections.append(section)
                 cpu = spent
                 on_section(cost, event.sections)
                 if stop(cost):
                     raise _Enough
             elif isinstance(event, Decoded):
-                cost.resident = resident()
+                cost.resident = resident_memory()
             elif isinstance(event, Finished):
                 cost.stages = dict(event.seconds)
 
@@ -99,12 +98,3 @@ def measure(
             job.carry_out(told)
         cost.wall = time.perf_counter() - begun
     return cost
-
-
-def resident() -> int:
-    """Bytes of memory this process holds now; the most it has held where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -5,9 +5,9 @@ Legend: C latent channels, T frames of the section, h w latent grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,6 +16,7 @@ from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
+from framepack.generation.tail import Tails
 from framepack.models.bundle import Bundle
 from framepack.packing.context import LevelPlan, pack
 from framepack.packing.discretisation import discretized
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OnStep = Callable[[int, int], None]
+
+
+class Latents(Protocol):
+    """A timeline that a section's context is taken from, such as a ``RunStore``."""
+
+    tails: Tails
+
+    def fetch(self, frames: Sequence[int]) -> torch.Tensor: ...
 
 
 def prompts_of(config: RunConfig, section: Section, edit: Edit, timeline: Timeline) -> Mix:
@@ -74,7 +83,7 @@ def noise_seed(config: RunConfig, section: Section, edit: Edit) -> int:
     return section_seed(config.seed, section.index, edit.take)
 
 
-def tail_latents(section: Section, level: LevelPlan, store: RunStore) -> torch.Tensor:
+def tail_latents(section: Section, level: LevelPlan, store: Latents) -> torch.Tensor:
     """The latents (1, C, N, h, w) of a section's tail, in order of time; N is 1 where it is averaged."""
     frames = section.far_first(level.frames)
     if level.pool is None:
@@ -110,7 +119,7 @@ class SectionMaker:
         self.device, self.dtype = bundle.device, bundle.transformer.dtype
         self._prompts: dict[str, Conditioning] = {}
 
-    def make(self, section: Section, edit: Edit, told: Mix, store: RunStore, on_step: OnStep) -> torch.Tensor:
+    def make(self, section: Section, edit: Edit, told: Mix, store: Latents, on_step: OnStep) -> torch.Tensor:
         """Latents (C, T, h, w), float32, of a section whose context is on the timeline of ``store``.
 
         ``told`` is that of its key, ``prompts_of``; ``on_step`` is told (finished steps, all steps).
@@ -150,6 +159,11 @@ class SectionMaker:
                 on_step=on_step,
             )
             return latents[0].float().cpu()
+
+    def forget(self, kept: Iterable[str]) -> None:
+        """Drop what was encoded of all prompts but these and the negative one."""
+        wanted = {*kept, self.config.negative_prompt}
+        self._prompts = {prompt: made for prompt, made in self._prompts.items() if prompt in wanted}
 
     def _noise(self, section: Section, edit: Edit) -> torch.Tensor:
         """(1, C, T, h, w), float32, drawn on the CPU: the same on every device."""
