@@ -9,7 +9,6 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -21,7 +20,7 @@ from PIL import Image
 
 from framepack.errors import InputError
 from framepack.video.images import read_image
-from framepack.video.reading import Track, VideoSource, decoded, picture, probe, resample
+from framepack.video.reading import Track, VideoSource, decoded, exact, named, picture, probe, resample
 from framepack.video.resize import Size
 
 SLACK = Fraction(1, 10)
@@ -114,7 +113,7 @@ class UserClip:
         Raises:
             InputError: damage, when it is reached.
         """
-        with _named(self.path):
+        with named(self.path):
             yield from read_frames(self.excerpt)
 
 
@@ -125,7 +124,7 @@ def track_of(path: str | Path) -> Track:
         InputError: missing, a folder, empty, not a video, without pictures (sound alone), or damaged.
     """
     path = Path(path)
-    with _named(path):
+    with named(path):
         return probe(VideoSource(path=path))
 
 
@@ -157,7 +156,7 @@ def read_clip(
     path, rate = Path(path), Fraction(fps).limit_denominator(1001)
     track = track_of(path)
     length = track.stop - track.start
-    begin, end = _exact(start or 0.0), length if stop is None else _exact(stop)
+    begin, end = exact(start or 0.0), length if stop is None else exact(stop)
     if not 0 <= begin < end:
         raise InputError(f"clip '{path}' from {begin:g} to {float(end):g} s: give a start before the stop")
     if begin >= length:
@@ -207,9 +206,9 @@ def read_frame(path: str | Path, seconds: float) -> Image.Image:
         raise InputError(
             f"'{path}' at {seconds:g} s: the video is {length:.2f} s long; give a time within it"
         )
-    due = track.start + _exact(seconds) + track.unit / 2
+    due = track.start + exact(seconds) + track.unit / 2
     wanted = track.times[bisect_right(track.times, due) - 1]
-    with _named(path):
+    with named(path):
         for time, frame in decoded(VideoSource(path=path), due):
             if time == wanted and not frame.is_corrupt:
                 return Image.fromarray(picture(frame, track.pixel, track.size))
@@ -230,12 +229,6 @@ def read_still(place: str | Path) -> Image.Image:
     return read_frame(found[1], float(found[2]))
 
 
-def _exact(seconds: float) -> Fraction:
-    if not math.isfinite(seconds):
-        raise InputError(f"{seconds:g} seconds: give a finite time")
-    return Fraction(seconds).limit_denominator(10**6)
-
-
 def _conversions(track: Track, fps: float, size: Size) -> Iterator[str]:
     """What is done to a video's frames, in words that stand after its name."""
     gaps = [float(later - earlier) for earlier, later in pairwise(track.times)]
@@ -254,17 +247,3 @@ def _conversions(track: Track, fps: float, size: Size) -> Iterator[str]:
     if track.size != size:
         how = "resized" if height * new_width == width * new_height else "cropped at the centre and resized"
         yield f"is {width} x {height}: {how} to {new_width} x {new_height}"
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors in reading ``path``, with its name and a remedy."""
-    if path.is_dir():
-        raise InputError(f"video '{path}' is a folder: give a video file")
-    if not path.is_file():
-        raise InputError(f"video '{path}' does not exist: check the path")
-    try:
-        yield
-    except InputError as error:
-        joint = ";" if ":" in str(error) else ":"
-        raise InputError(f"video '{path}' {error}{joint} give another video") from error

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ __all__ = ["VideoFile", "check_output", "encode_video", "read_image", "read_vide
 CRF = 16
 BT709 = 1  # the one number that FFmpeg gives to this matrix, these primaries and this transfer
 LIMITED_RANGE = 1
+REORDERED = 2
+"""Places in the order of decoding that x264's medium preset lets a frame come before it is shown."""
 
 
 class VideoFile(NamedTuple):
@@ -60,7 +63,7 @@ def check_output(path: str | Path, *, overwrite: bool = False, suffix: str = ".m
     except OutputError:
         raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -83,6 +86,17 @@ def write_video(
         OutputError: the place cannot be written, or is taken and ``overwrite`` is not set.
         InputError: see `encode_video`.
     """
+    with taking_name(path, overwrite=overwrite) as part:
+        return encode_video(part, frames, fps, metadata)
+
+
+@contextmanager
+def taking_name(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A hidden file beside ``path``, to be written; it takes the name when the block ends without an error.
+
+    Raises:
+        OutputError: the place cannot be written, or is taken and ``overwrite`` is not set.
+    """
     path = check_output(path, overwrite=overwrite)
     part: Path | None = None
     try:
@@ -91,18 +105,17 @@ def write_video(
         os.close(handle)
         part = Path(name)
         part.chmod(0o666 & ~_umask())  # mkstemp's files are private; videos follow the user's mask
-        count = encode_video(part, frames, fps, metadata)
+        yield part
         if path.exists() and not overwrite:
             raise OutputError(f"output '{path}' appeared meanwhile: choose another name or pass --overwrite")
         part.replace(path)
     except (OutputError, InputError):
         raise
     except OSError as error:  # PyAV's errors from the file system are OSErrors too
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-    return count
 
 
 def encode_video(
@@ -123,21 +136,46 @@ def encode_video(
     """
     import av
 
-    if not fps > 0:
-        raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        if metadata is not None:
-            container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
-        return _encode(container, frames, fps)
+        describe(container, metadata)
+        count = 0
+        for packet in encode(container, frames, fps):
+            container.mux(packet)
+            count += 1
+    return count
 
 
-def _encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> int:
+def describe(container: Any, metadata: Mapping[str, Any] | None) -> None:
+    """Enter ``metadata`` into an MP4 that is being written."""
+    if metadata is not None:
+        container.metadata["comment"] = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+
+
+def encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> Iterator[Any]:
+    """Add a video stream to ``container`` and encode ``frames`` for it, each to one packet.
+
+    The packets come in the order of decoding, each ``REORDERED`` frames of time before the picture it makes
+    possible, so that any number of frames is stamped alike. Nothing refers to frames of another call.
+
+    Raises:
+        InputError: there are no frames, or ``fps`` is not positive.
+    """
     import av
 
+    if not fps > 0:
+        raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
     stream: Any = None
     shape: tuple[int, ...] = ()
-    count = 0
-    for count, frame in enumerate(frames, start=1):
+    sent = 0
+
+    def stamped(packets: Iterable[Any]) -> Iterator[Any]:
+        nonlocal sent
+        for packet in packets:
+            packet.dts, packet.duration = sent - REORDERED, 1
+            sent += 1
+            yield packet
+
+    for count, frame in enumerate(frames):
         assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, (frame.dtype, frame.shape)
         if stream is None:
             shape = frame.shape
@@ -153,13 +191,11 @@ def _encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> int:
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        for packet in stream.encode(picture):
-            container.mux(packet)
+        picture.pts, picture.time_base = count, 1 / stream.codec_context.framerate
+        yield from stamped(stream.encode(picture))
     if stream is None:
         raise InputError("a video of no frames cannot be written: give at least one")
-    for packet in stream.encode(None):
-        container.mux(packet)
-    return count
+    yield from stamped(stream.encode(None))
 
 
 def read_video(path: str | Path) -> VideoFile:
@@ -201,7 +237,8 @@ def _decode_frames(container: Any, stream: Any, path: Path) -> Iterator[np.ndarr
             raise InputError(f"video '{path}' is damaged: make it again") from error
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path | str, error: OSError) -> OutputError:
+    """The one line about a place where writing failed."""
     reason = error.strerror or type(error).__name__
     return OutputError(f"output '{path}' cannot be written ({reason}): choose another place")
 

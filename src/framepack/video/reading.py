@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def probe(video: VideoSource) -> Track:
         if stream.frames > len(packets) or any(packet.is_corrupt for packet in packets):
             raise InputError(f"is damaged: {len(packets)} of its {stream.frames or 'many'} frames are there")
         stamps = [(p.pts, p.duration or 0) for p in packets if not p.is_discard]
-        unit, pixel = _fraction(stream.time_base), _fraction(stream.sample_aspect_ratio or 1)
+        unit, pixel = fraction(stream.time_base), fraction(stream.sample_aspect_ratio or 1)
     if not stamps:
         raise InputError("holds no pictures")
     first = next(decoded(video), None)
@@ -109,7 +110,7 @@ def _decoded(video: VideoSource, start: Fraction | None) -> Generator[tuple[Frac
     import av
 
     with _stream(video) as (container, stream):
-        unit, rate = _fraction(stream.time_base), _fraction(stream.average_rate or stream.guessed_rate or 25)
+        unit, rate = fraction(stream.time_base), fraction(stream.average_rate or stream.guessed_rate or 25)
         if start is not None:
             try:
                 container.seek(int(start / unit), stream=stream)
@@ -138,15 +139,22 @@ def opened(video: VideoSource) -> Iterator[str | io.RawIOBase]:
 
 @contextmanager
 def _stream(video: VideoSource) -> Iterator[tuple[Any, Any]]:
-    """An open container and its first video stream; errors of FFmpeg become ours."""
+    """An open file and its first video stream."""
+    with container_of(video) as container:
+        moving = [stream for stream in container.streams.video if not _is_cover(stream)]
+        if not moving:
+            raise InputError("holds no pictures")
+        yield container, moving[0]
+
+
+@contextmanager
+def container_of(video: VideoSource) -> Iterator[Any]:
+    """An open file of PyAV; its errors become ours. Raises InputError: stands after the file's name."""
     import av
 
     try:
         with opened(video) as file, av.open(file, metadata_errors="replace") as container:
-            moving = [stream for stream in container.streams.video if not _is_cover(stream)]
-            if not moving:
-                raise InputError("holds no pictures")
-            yield container, moving[0]
+            yield container
     except InputError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -161,9 +169,30 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _fraction(value: Any) -> Fraction:
+def fraction(value: Any) -> Fraction:
     """Of PyAV's own rationals too."""
     return Fraction(value.numerator, value.denominator)
+
+
+def exact(seconds: float) -> Fraction:
+    """A time that a user gives, to the microsecond. Raises InputError: it is not finite."""
+    if not math.isfinite(seconds):
+        raise InputError(f"{seconds:g} seconds: give a finite time")
+    return Fraction(seconds).limit_denominator(10**6)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors in reading a user's file, with its name and a remedy."""
+    if path.is_dir():
+        raise InputError(f"video '{path}' is a folder: give a video file")
+    if not path.is_file():
+        raise InputError(f"video '{path}' does not exist: check the path")
+    try:
+        yield
+    except InputError as error:
+        joint = ";" if ":" in str(error) else ":"
+        raise InputError(f"video '{path}' {error}{joint} give another video") from error
 
 
 def resample(
