@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[str, str, Sequence[str]]] = {
             "checkpointing=false",
             "objective.rollout.share=0.3",
             "objective.rollout.steps=1",
-            "samples.every=20",
+            "samples.every=10",
             "samples.count=1",
             "samples.sections=1",
         ),

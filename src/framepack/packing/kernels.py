@@ -7,6 +7,7 @@ n tokens of one level.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,6 @@ class PatchKernels(nn.Module):
 
     def forward(self, latents: torch.Tensor, kernel: Kernel) -> torch.Tensor:
         """(B, C, N, h, w) -> (B, n, D), padded to the kernel first, and computed in its precision."""
-        projection = self.projections[kernel_name(kernel)]
+        projection: Any = self.projections[kernel_name(kernel)]
         tokens = projection(pad_to_kernel(latents, kernel).to(projection.weight.dtype))
         return tokens.flatten(2).transpose(1, 2).to(latents.dtype)
