@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from framepack.data.world import Motion
 from framepack.metrics.drift import drift
 from framepack.planning.method import METHODS
+from framepack.training.check import held_out_scenes, inside
 from tiny import SECTION, SIZE, save_tiny, tiny_bundle, tiny_spec
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -68,6 +71,39 @@ def test_drift(model, tmp_path, capsys):
                 if kind == "absolute":
                     assert values["mean"]["value"] == pytest.approx(np.mean(values["clips"]))
     assert found["drift"]["the world"]["colourfulness"]["beyond"]["clips"] == [0, 0]
+
+
+def test_prompt_switch(model, tmp_path, capsys):
+    arguments = ["--model", model, "--clips", "2", "--frames", "13", "--methods", "vanilla", "--control"]
+    arguments += ["--device", "cpu", *outputs(tmp_path)]
+    assert load("prompt_switch").main(arguments) == 0
+    found = check_outputs(tmp_path, "prompt_switch", arguments, capsys.readouterr().out)
+    (measured,) = found["methods"].values()
+    assert (measured["section_frames"], measured["grid"]) == (3, 7)
+    assert len(measured["clips"]) == len(measured["control"]) == 2
+    assert all(clip["asked"] == 6.5 for clip in measured["clips"])
+
+
+def test_prompt_switch_finds_the_turn_and_only_turns():
+    turn_of, step = load("prompt_switch").turn_of, 0.02
+    left, right = [-step] * 10, [step] * 8
+    assert turn_of(np.array(left + right)) == 11  # step 10 goes from frame 10 to 11
+    noisy = np.array([*left, np.nan, 0.001, *right]) + np.random.default_rng(0).normal(0, 0.002, 20)
+    assert 11 <= turn_of(noisy) <= 13
+    for steps in (left, right, right + left, [0.0] * 9, [np.nan] * 9, []):
+        assert turn_of(np.array(steps, float)) is None
+
+
+def test_prompt_switch_on_scenes_that_do_turn():
+    """Drawn by the world: the turn is found where the scene has it."""
+    benchmark = load("prompt_switch")
+    turns = (Motion(start=0, direction="left"), Motion(start=12, direction="right"))
+    drawn = [scene for _, scene in zip(range(40), held_out_scenes(24, (64, 64)), strict=False)]
+    found = []
+    for scene in (replace(scene, motions=turns) for scene in drawn if inside(scene, 0, margin=0.35)):
+        frames = scene.render(range(24), 64, 64)
+        found.append(benchmark.turn_of(benchmark.track(frames, scene.colour).steps()[:, 0]))
+    assert len(found) > 3 and all(turned in (12, 13) for turned in found), found
 
 
 def test_drift_clips_keep_their_words_and_begin_with_their_picture():

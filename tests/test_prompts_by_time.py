@@ -148,6 +148,8 @@ def test_a_prompt_of_its_own_overrides_the_script(tmp_path: Path) -> None:
     assert carry_out(run) == [5]
     record = next(r for r in reversed(read_log(tmp_path / "run")[1]) if r["kind"] == "latents")
     assert (record["take"], record["prompt"]) == (2, prompt)
+    with pytest.raises(InputError, match="a section has one prompt"):
+        run.redo(5, prompt=f"[0s: {RIGHT}] [1s: {LEFT}]")
     run.restore(5)
     assert carry_out(run) == []
     assert same(before[:5], latents(tmp_path / "run")[:5]) == [True] * 5

@@ -99,7 +99,7 @@ SCENES = "scenes:\n  - prompt: a\n    seconds: 1\n"
         ("scenes: [\n", "is not YAML"),
         (SCENES + "---\n" + SCENES, "line 4 is not YAML"),
         ("scenes: *a\n", "line 1 is not YAML"),
-        ("[" * 5000, "is nested too deeply"),
+        ("[" * 1500, "is nested too deeply"),
         (b"scenes: \xff", "is not UTF-8"),
         (b"scenes: \x00", "is not YAML"),
         (b"#" * 1_000_001, "more than 1,000,000 bytes"),
