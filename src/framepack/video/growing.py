@@ -80,6 +80,8 @@ class GrowingVideo:
         """Where fragments are committed; None for what is only written through."""
         self._path = Path(target) if isinstance(target, str | Path) else None
         self._through: Writable | None = None if isinstance(target, str | Path) else target
+        name = getattr(target, "name", None)
+        self._name = name if isinstance(name, str) else "pipe"
         if self._path is None:
             return
         try:
@@ -129,10 +131,10 @@ class GrowingVideo:
         size = file.seek(0, os.SEEK_END)
         header = header_of(file, size)
         if header is None:
-            file.seek(0)
-            whole = next(boxes(file, 0, size), None)
+            file.seek(4)
+            kind, first = file.read(4), next(boxes(file, 0, size), None)
             # A process that was killed in its first fragment leaves free space, or not so much as that.
-            if size >= 8 and (file.read(8)[4:] != b"free" or (whole and whole.stop < size)):
+            if size >= 8 and (kind != b"free" or (first and first.stop < size)):
                 raise foreign
             self._cut(0)
             return
@@ -216,7 +218,7 @@ class GrowingVideo:
         except OSError as error:
             if self._file is not None:
                 self._cut(self._end)
-            raise unwritable(self._path or "the pipe", error) from error
+            raise unwritable(self._path or self._name, error) from error
 
     def _put(self, at: int, content: bytes) -> None:
         file = cast(IO[bytes], self._file)
