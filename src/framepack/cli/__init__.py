@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import adopt, data, generate, models, plan, redo, train
+from framepack.cli import adopt, data, generate, live, models, plan, redo, train
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate.generate)
+app.command("live")(live.live)
 app.command("redo")(redo.redo)
 app.command("plan")(plan.plan)
 app.command("models")(models.models)

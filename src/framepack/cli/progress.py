@@ -18,7 +18,16 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from framepack.generation.events import Decoded, Decoding, Event, Finished, SectionFinished, Started, Step
+from framepack.generation.events import (
+    Decoded,
+    Decoding,
+    Event,
+    Finished,
+    Grown,
+    SectionFinished,
+    Started,
+    Step,
+)
 
 
 class Progress:
@@ -41,6 +50,7 @@ class Progress:
         self.sections: TaskID | None = None
         self.steps: TaskID | None = None
         self.frames: TaskID | None = None
+        self.watched = False
 
     def __enter__(self) -> Progress:
         return self
@@ -69,6 +79,8 @@ class Progress:
                 self._finish_section(event)
             case Decoding():
                 self._decode(event)
+            case Grown():
+                self._grow(event)
             case Decoded():
                 self._say(f"decoded {event.frames} frames in {event.seconds:.1f} s")
             case Finished():
@@ -93,6 +105,17 @@ class Progress:
             )
         if sheet is not None:
             print_(f"[bold green]sheet[/] {escape(str(sheet))}", highlight=False, soft_wrap=True)
+
+    def live(self, section: int, frames: int, fps: float, speed: float, memory: int, prompt: str) -> None:
+        """One line of a live video, in the place of the one before where there is a terminal."""
+        line = (
+            f"section {section + 1}, {frames / fps:.1f} s of video, {speed:.1f} frames a second of {fps:g}, "
+            f"{memory / 2**20:.0f} MiB  {' '.join(prompt.split())}"
+        )
+        if self.console.is_terminal:
+            self.console.print(escape(line), end="\r", highlight=False, overflow="ellipsis", no_wrap=True)
+        else:
+            self._say(escape(line))
 
     def _start(self, event: Started) -> None:
         found = f", {event.stored} sections found on disk" if event.stored else ""
@@ -128,6 +151,12 @@ class Progress:
         if self.frames is None:
             self.frames = self.bars.add_task("frame", total=event.frames, note="writing the video")
         self.bars.update(self.frames, completed=event.frame)
+
+    def _grow(self, event: Grown) -> None:
+        """Say once where the video can be watched, if it is before its end."""
+        if not self.watched and event.frame < event.frames:
+            self.watched = True
+            self.console.print(f"[dim]to watch it grow:[/] {escape(str(event.path))}", soft_wrap=True)
 
     def _say(self, line: str) -> None:
         if not self.console.is_terminal:

@@ -76,6 +76,15 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grown:
+    """The first ``frame`` of ``frames`` frames can be watched at ``path``, a file that grows on."""
+
+    frame: int
+    frames: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoded:
     """All latents are pixels, each decoded once, and the video file is written."""
 
@@ -107,7 +116,7 @@ class Finished:
     peak_memory: int = 0
 
 
-Event = Started | Step | SectionFinished | Decoding | Decoded | Finished
+Event = Started | Step | SectionFinished | Decoding | Grown | Decoded | Finished
 
 
 def event_json(event: Event) -> dict[str, Any]:

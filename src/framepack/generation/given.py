@@ -9,7 +9,8 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from framepack.errors import InputError
 from framepack.planning.planners import Plan
 from framepack.planning.timeline import Timeline
+from framepack.video.audio import Audio, audio_of, audio_remarks
 from framepack.video.clips import read_clip, read_still
 from framepack.video.images import picture_digest
 from framepack.video.resize import to_bucket
@@ -77,7 +79,7 @@ class Given:
         latents: how many latent frames they fill. pixels: (F, H, W, 3) of the video's size; of a keyframe
             the one picture, which is held for its latent frame.
         digest: of the pixels. told: what it is, for people.
-        clip: whether these are frames of a clip, one for each frame of the video.
+        clip: whether these are frames of a clip, one for each frame of the video. sound: the clip's.
     """
 
     at: int
@@ -86,6 +88,7 @@ class Given:
     digest: str
     told: str
     clip: bool = False
+    sound: Audio | None = None
 
     @property
     def frames(self) -> range:
@@ -123,12 +126,26 @@ def given_clips(
         clip = read_clip(path, spec.fps, size, stride=stride, cut=cut)  # type: ignore[arg-type]
         told += clip.remarks
         frames = np.stack([*clip.frames()])
+        sound = audio_of(path, start=clip.start, stop=clip.stop)
         if cut == "end" and stride > 1:  # the first frame of a video alone has a latent frame of its own
             frames = frames[1:]
+            sound = audio_of(path, start=clip.start + 1 / spec.fps, stop=clip.stop)
             if not len(frames):
                 raise InputError(f"clip '{path}' has one frame: give it as the end picture")
-        made.append(given_clip(frames, 0 if cut == "start" else 1, stride, f"clip '{path.name}'"))
+        given = given_clip(frames, 0 if cut == "start" else 1, stride, f"clip '{path.name}'")
+        made.append(replace(given, sound=sound))
+    told += audio_remarks([each.sound for each in made if each is not None and each.sound is not None])
     return made[0], made[1], told
+
+
+def sounds_of(given: Sequence[Given], timeline: Timeline) -> list[Audio]:
+    """The sounds of clips, each from where its clip begins in the video."""
+    fps = Fraction(timeline.fps).limit_denominator(1001)
+    return [
+        replace(each.sound, at=timeline.frames_of(each.at).start / fps)
+        for each in given
+        if each.sound is not None
+    ]
 
 
 def with_copies(

@@ -6,18 +6,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from framepack.errors import InputError, OutputError
 from framepack.generation.clock import Clock, peak_memory
 from framepack.generation.config import RunConfig
-from framepack.generation.decode import decode_frames
-from framepack.generation.events import Decoded, Decoding, Event, Finished, Started
+from framepack.generation.events import Decoded, Event, Finished, Started
 from framepack.generation.fill import fill
-from framepack.generation.given import Given, with_copies
+from framepack.generation.given import Given, sounds_of, with_copies
+from framepack.generation.growth import Growth
 from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
@@ -29,15 +29,11 @@ from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
 from framepack.planning.planners import Plan
 from framepack.planning.prompts import read_prompt
-from framepack.video.io import encode_video
+from framepack.video.remux import copy_video
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
-
-T = TypeVar("T")
-
-TOLD = 8
-"""Frames between two events while the video is written; a run can be stopped at each of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +144,13 @@ def run(job: PreparedRun, emit: Emit) -> None:
             job.places.write_config(told)
             emit(_finished(job, clock, cached=True))
             return
-        made = fill(job, store, clock, emit)
-        begun = time.perf_counter()
-        count = _write_video(job, store, made, clock, told, emit)
-        emit(Decoded(frames=count, seconds=time.perf_counter() - begun))
+        with Growth(job, store, clock, emit, told) as growth:
+            # A section that is made again by itself is known after all others.
+            made = fill(job, store, clock, emit, lambda stored: None if store.retakes else growth.advance())
+            begun = time.perf_counter()
+            growth.advance()
+            _give_name(job, store, made, growth.finish(), told)
+        emit(Decoded(frames=job.config.frames, seconds=time.perf_counter() - begun))
         job.places.write_config(told)
     emit(_finished(job, clock, cached=False))
 
@@ -199,23 +198,19 @@ def _is_finished(job: PreparedRun, store: RunStore) -> bool:
     return digest is not None and job.places.out.is_file() and hash_file(job.places.out) == digest
 
 
-def _write_video(
-    job: PreparedRun, store: RunStore, made: list[Stored], clock: Clock, told: dict[str, Any], emit: Emit
-) -> int:
-    """Decode to a hidden file beside the video, put its hash on record, then give it its name.
+def _give_name(
+    job: PreparedRun, store: RunStore, made: list[Stored], grown: Path, told: dict[str, Any]
+) -> None:
+    """Copy a grown file's packets to a hidden one beside the video, record its hash, then give it its name.
 
     In this order a file at ``out`` is always known for ours or not, whenever the process dies.
     """
-    out, codec = job.places.out, job.bundle.codec
-    decoded = job.shown(decode_frames(codec, store.fetch, job.plan.shown))
-    frames = _told(_timed(decoded, clock), job.config.frames, emit)
+    out = job.places.out
     # Always of this name: what a killed process left is written over.
     part = out.with_name(f".{out.stem[:32]}.{job.config.job}.part.mp4")
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with clock("encode"):
-            count = encode_video(part, frames, job.config.fps, told)
-        clock.seconds["encode"] -= clock.seconds["decode"]
+        copy_video(grown, part, told, sounds_of(job.given, job.plan.shown))
         digest = hash_file(part)
         if (
             out.exists()
@@ -228,30 +223,10 @@ def _write_video(
         store.record_output(store.chain(made), digest)
         part.replace(out)
         sync_folder(out.absolute().parent)
+        grown.unlink(missing_ok=True)
     except OutputError:
         raise
     except OSError as error:
         raise unwritable(out, error) from error
     finally:
         part.unlink(missing_ok=True)
-    return count
-
-
-def _timed(items: Iterator[T], clock: Clock) -> Iterator[T]:
-    """The same items, the time to make each on the clock as decoding."""
-    while True:
-        with clock("decode"):
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-        yield item
-
-
-def _told(frames: Iterator[T], total: int, emit: Emit) -> Iterator[T]:
-    """The same frames, with an event before the first and after every ``TOLD`` that were taken."""
-    emit(Decoding(frame=0, frames=total))
-    for done, frame in enumerate(frames, start=1):
-        yield frame
-        if done % TOLD == 0:
-            emit(Decoding(frame=done, frames=total))

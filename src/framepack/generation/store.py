@@ -220,6 +220,10 @@ class RunStore:
         for offset, frame in enumerate(stored.frames):
             self._timeline[frame] = (stored, offset)
 
+    def holds(self, frame: int) -> bool:
+        """Whether a timeline index is filled."""
+        return frame in self._timeline
+
     def reference(self, frame: int) -> str:
         """Identity of the latent at a timeline index: equal when its bytes are."""
         stored, offset = self._timeline[frame]

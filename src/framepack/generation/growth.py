@@ -1,0 +1,120 @@
+"""The video of a run while it is made: frames are decoded, encoded and shown as soon as they are certain.
+
+    {workdir}/growing.mp4    a fragmented MP4, playable at any moment; gone when the video has its own name
+
+A frame is certain once all latents up to its own are there. So it grows section by section in the orders that
+go forward in time; in others it waits for what is missing at its front, and then has all the rest at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from framepack.generation.clock import Clock
+from framepack.generation.decode import FrameDecoder
+from framepack.generation.events import Decoding, Grown
+from framepack.generation.hashing import hash_json
+from framepack.generation.store import RunStore
+from framepack.generation.stream import Emit
+from framepack.video.growing import GrowingVideo
+
+if TYPE_CHECKING:
+    from framepack.generation.run import PreparedRun
+
+T = TypeVar("T")
+
+FILE = "growing.mp4"
+TOLD = 8
+"""Frames between two events while the video is written; a run can be stopped at each of them."""
+
+
+class Growth:
+    """The frames of a run, each decoded and encoded once.
+
+    What the folder's file holds of a run that was stopped is kept, as far as it was made from the very
+    latents that are on the timeline now.
+
+    Args:
+        told: metadata of the file.
+    """
+
+    def __init__(
+        self, job: PreparedRun, store: RunStore, clock: Clock, emit: Emit, told: dict[str, Any]
+    ) -> None:
+        self.job, self.store, self.clock, self.emit, self.told = job, store, clock, emit, told
+        self.path = job.places.workdir / FILE
+        self.known, self.chain = 0, ""  # latents from the start on without a gap, and what they are
+        self._held = {r["latents"]: r for r in store.manifest.records if r["kind"] == "grown"}
+        self._frames = 0  # in the file, of those that are known to be right
+        self._video: GrowingVideo | None = None
+        self._decoder: FrameDecoder | None = None
+
+    def __enter__(self) -> Growth:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._video is not None:
+            self._video.close()
+
+    def advance(self) -> None:
+        """Show what has become certain."""
+        length, before = self.job.plan.shown.latent_frames, self.known
+        while self.known < length and self.store.holds(self.known):
+            self.chain = hash_json([self.chain, self.store.reference(self.known)])
+            self.known += 1
+        if self.known == before:
+            return
+        held = self._held.get(self.known)
+        if self._video is None and held is not None and held["chain"] == self.chain and self.path.is_file():
+            self._frames = held["frames"]
+            return
+        self._grow()
+
+    def finish(self) -> Path:
+        """The file, with every frame in it."""
+        assert self.known == self.job.plan.shown.latent_frames, "a frame's latents are missing"
+        if self._video is None or self._video.frames < self.job.config.frames:
+            self._grow()
+        assert self._video is not None
+        self._video.close()
+        return self.path
+
+    def _grow(self) -> None:
+        if self._video is None:
+            self._video = GrowingVideo.resume(self.path, self.job.config.fps, self.told, at_most=self._frames)
+        if self._decoder is None:
+            # Fewer than on record where the file was cut short.
+            shown, fetch = self.job.plan.shown, self.store.fetch
+            self._decoder = FrameDecoder(self.job.bundle.codec, fetch, shown, skip=self._video.frames)
+            self.emit(Decoding(frame=self._video.frames, frames=shown.frames))
+        first = self._video.frames
+        decoded = self.job.shown(_timed(self._decoder.advance(self.known), self.clock), first)
+        spent = self.clock.seconds.get("decode", 0.0)
+        with self.clock("encode"):
+            count = self._video.append(self._counted(decoded, first))
+        self.clock.seconds["encode"] -= self.clock.seconds.get("decode", 0.0) - spent
+        if count:
+            frames = self._video.frames
+            record = {"kind": "grown", "latents": self.known, "frames": frames, "chain": self.chain}
+            self.store.manifest.append(record)
+            self.emit(Grown(frame=frames, frames=self.job.config.frames, path=self.path))
+
+    def _counted(self, frames: Iterator[T], first: int) -> Iterator[T]:
+        """The same frames, with an event after every ``TOLD``."""
+        for done, frame in enumerate(frames, start=first + 1):
+            yield frame
+            if done % TOLD == 0:
+                self.emit(Decoding(frame=done, frames=self.job.config.frames))
+
+
+def _timed(items: Iterator[T], clock: Clock) -> Iterator[T]:
+    """The same items, the time to make each on the clock as decoding."""
+    while True:
+        with clock("decode"):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
