@@ -102,9 +102,13 @@ class VideoCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, N, h, w), on any device, to video (B, 3, F, H, W), clamped to [-1, 1]."""
+        return self.vae.decode(self.unscale(latents), return_dict=False)[0].clamp(-1, 1)
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """Latents of any shape (B, C, N, h, w), on any device, as the VAE's own decoder takes them."""
         scaled = latents.to(self.device, torch.float32)
         raw = scaled / self._scale.to(scaled.device) + self._mean.to(scaled.device)
-        return self.vae.decode(raw.to(self.dtype), return_dict=False)[0].clamp(-1, 1)
+        return raw.to(self.dtype)
 
     def preview(self, latents: Tensor) -> Tensor:
         """A rough picture of each latent on its own, (B, C, N, h, w) -> (B, 3, N, h', w') in [-1, 1].
