@@ -180,6 +180,28 @@ def test_speed(model, tmp_path, capsys):
         assert run["stages"]["sample"] > 0 and run["stages"]["encode"] > 0
 
 
+def test_decode(model, tmp_path, capsys):
+    """What is decoded as they come is what is decoded at once; counts follow from the sections alone."""
+    arguments = ["--model", model, "--sections", "4", *outputs(tmp_path)]
+    assert load("decode").main(arguments) == 0
+    found = check_outputs(tmp_path, "decode", arguments, capsys.readouterr().out)
+    latents = found["latents"]
+    assert latents == 37 and len(found["ways"]) == 4
+    for name, ways in found["ways"].items():
+        whole, streamed, released = ways["at once"], ways["as they come"], ways["released loop"]
+        assert (streamed["called"], released["called"]) == (latents, 10 + 3 * 18)
+        assert streamed["error"] <= 5e-5 and streamed["seam_error"] <= streamed["error"]
+        if name == "HunyuanVideo":  # 37 = 3 * 12 + 1: the last tile of all would show nothing
+            assert streamed["network"] == whole["network"] - 1 == 11 * 5 + 4
+        else:
+            assert streamed["network"] == whole["network"] == latents
+            assert released["network"] == released["called"]
+        peaks = found["peak_bytes"][name]
+        assert found["peak_bytes"]["sections"] == [1, 2, 4]
+        assert peaks["at once"][2] > 1.2 * peaks["at once"][1]
+        assert peaks["as they come"][2] <= 1.1 * peaks["as they come"][1]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "rule"),
     [
