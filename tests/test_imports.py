@@ -132,7 +132,7 @@ INTERNAL = {
     "framepack.planning.prompts": ["script_of"],
     "framepack.planning.script": ["Turn"],
     "framepack.planning.planners": ["anti_drifting", "forward", "inverted", "paddings", "planned", "tile", "tiles", "scene_endpoints"],
-    "framepack.video.io": ["VideoFile", "encode_video"],
+    "framepack.video.io": ["VideoFile", "describe", "encode", "encode_video", "taking_name", "unwritable"],
     "framepack.video.resize": ["cover_box"],
     "framepack.video.sheet": ["spread"],
     "framepack.models.variants": ["Variant", "kept_layers", "repeated_layers"],

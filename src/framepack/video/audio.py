@@ -138,9 +138,9 @@ def _copied(stream: Any, audios: Sequence[Audio], length: Fraction) -> Iterator[
                 begin, lasts = packet.pts * ticks, packet.duration * ticks
                 time = begin - audio.start + audio.at
                 # Of what lies before the span, the packet that leads in: decoders of lapped codecs need it.
-                if begin + lasts < audio.start or time < after:
+                if begin + lasts + 2 * ticks < audio.start or time < after:
                     continue
-                if (audio.stop is not None and begin >= audio.stop) or time + lasts > length:
+                if (audio.stop is not None and begin + lasts / 2 >= audio.stop) or time + lasts > length:
                     break
                 after = time + lasts / 2
                 packet.stream, packet.time_base = stream, unit

@@ -158,11 +158,11 @@ def read_clip(
     length = track.stop - track.start
     begin, end = exact(start or 0.0), length if stop is None else exact(stop)
     if not 0 <= begin < end:
-        raise InputError(f"clip '{path}' from {begin:g} to {float(end):g} s: give a start before the stop")
+        span = f"{float(begin):g} to {float(end):g} s"
+        raise InputError(f"clip '{path}' from {span}: give a start before the stop")
     if begin >= length:
-        raise InputError(
-            f"clip '{path}' from {begin:g} s: the video is {float(length):.2f} s long; give an earlier start"
-        )
+        lasts = f"the video is {float(length):.2f} s long"
+        raise InputError(f"clip '{path}' from {float(begin):g} s: {lasts}; give an earlier start")
     end, asked = min(end, length), end
     count = max(1, math.ceil((end - begin) * rate - SLACK))
     left_out = (count - 1) % stride
