@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from framepack.data.world import Motion
 from framepack.metrics.drift import drift
@@ -180,6 +181,92 @@ def test_speed(model, tmp_path, capsys):
         assert run["stages"]["sample"] > 0 and run["stages"]["encode"] > 0
 
 
+def test_training(model, tmp_path, capsys):
+    plot = tmp_path / "plot.png"
+    sizes = ["--history", "0", "256", "--batch", "2", "--memory", "0.01", "--repeats", "2"]
+    arguments = ["--model", model, *sizes, "--limit", "1e9", "--plot", str(plot), *outputs(tmp_path)]
+    assert load("training").main(arguments) == 0
+    found = check_outputs(tmp_path, "training", arguments, capsys.readouterr().out)
+    steps = {(row["point"]["kind"], row["point"]["history"]): row for row in found["steps"]}
+    both = [(kind, history) for kind in ("packed", "full history") for history in (0, 256)]
+    assert set(steps) == {("image", 0), *both}
+    for row in steps.values():
+        assert row["batch"] == 2 and len(row["seconds"]) == 2 and not row["left_out"]
+        # Counted without data and carried out: the same tensors.
+        assert row["measured"]["backward"] == pytest.approx(row["counted"]["backward"], rel=0.01)
+        assert row["measured"]["update"] == pytest.approx(row["counted"]["update"], rel=0.01)
+    bytes_at = {key: row["measured"]["backward"] for key, row in steps.items()}
+    assert bytes_at["packed", 0] == bytes_at["full history", 0]
+    assert 5 * bytes_at["packed", 256] < bytes_at["full history", 256]
+    assert all(bytes_at["image", 0] < bytes_at["packed", history] for history in (0, 256))
+    frame = (SIZE // 8) ** 2
+    assert steps["full history", 256]["tokens"] == (256 + SECTION) * frame
+    assert steps["image", 0]["tokens"] == frame
+
+    largest = {(row["point"]["kind"], row["point"]["history"]): row for row in found["largest"]["0.01"]}
+    for row in largest.values():
+        if row["batch"]:
+            assert max(row["counted"].values()) <= 0.01 * 2**30
+    batches = {key: row["batch"] for key, row in largest.items()}
+    assert batches["full history", 256] < batches["packed", 256] <= batches["packed", 0] < batches["image", 0]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_lora_of_the_larger_family_is_counted_and_what_is_not_run_is_said(tmp_path, capsys):
+    size = ["--layers", "1", "--width", "128", "--size", "32", "32", "--history", "40", "--memory", "0.1"]
+    arguments = ["--config", "13b-lora", *size, "--limit", "0", *outputs(tmp_path)]
+    assert load("training").main(arguments) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < found["trained"] < found["parameters"] / 4
+    assert all(row["left_out"] == "only counted" and not row["seconds"] for row in found["steps"])
+    assert "not run, only counted: image (1)" in capsys.readouterr().out
+
+
+def test_the_tally_counts_what_lies_in_memory_at_once():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    load("training")
+    from shared.memory import Tally, tensors_in
+
+    def peaks() -> list[int]:
+        weight = torch.nn.Linear(100, 100, bias=False)
+        with Tally(tensors_in(weight)) as tally:
+            x = torch.zeros(50, 100)
+            found = [tally.peak]
+            y = weight(x).exp()  # the product is gone once its exponential is there
+            found += [tally.peak, tally.live]
+            y.view(-1)[:10].sum().backward()  # a view takes nothing; the gradient of the weight stays
+            del x, y
+            found.append(tally.live)
+            tally.rewind()
+            found.append(tally.peak)
+        return found
+
+    begun, product, held, after, again = peaks()
+    assert begun == 4 * (10_000 + 5_000)
+    assert product == begun + 2 * 4 * 5_000
+    assert held == begun + 4 * 5_000
+    assert after == again == 4 * 20_000
+    with FakeTensorMode():
+        assert peaks() == [begun, product, held, after, again]
+
+
+def test_the_largest_batch_and_the_one_after_it_are_tried():
+    load("training")
+    from shared.memory import largest_batch
+
+    tried: list[int] = []
+
+    def peak(batch: int) -> float:
+        tried.append(batch)
+        return max(300 + 7 * batch, 20 * batch) if batch < 90 else float("inf")
+
+    for memory, expected in ((306, 0), (307, 1), (391, 13), (392, 13), (1000, 50), (1999, 89)):
+        tried.clear()
+        assert largest_batch(peak, memory) == expected
+        assert expected + 1 in tried and (expected == 0 or expected in tried) and len(tried) < 20
+
+
 def test_decode(model, tmp_path, capsys):
     """What is decoded as they come is what is decoded at once; counts follow from the sections alone."""
     arguments = ["--model", model, "--sections", "4", *outputs(tmp_path)]
@@ -210,6 +297,10 @@ def test_decode(model, tmp_path, capsys):
         ("context", ["--plot", "plot.pdf"], "must end in .png"),
         ("context", ["--sections", "50"], "no two windows"),
         ("speed", ["--seconds", "-1"], "seconds"),
+        ("training", ["--config", "2b"], "unknown config"),
+        ("training", ["--config", "1b", "--width", "100"], "a multiple of 128"),
+        ("training", ["--layers", "2"], "add --config"),
+        ("training", ["--size", "30", "32"], "multiples of 8"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(name, arguments, rule, model, capsys):
