@@ -71,8 +71,8 @@ class Bench:
             lines.append("measured: what CUDA's allocator gave out, without its reserve and CUDA's context")
         else:
             lines.append(
-                "measured: all tensors; a process has the same peak under MALLOC_MMAP_THRESHOLD_=65536, and up "
-                "to a third more under malloc's own, which keeps what is freed"
+                "measured: all tensors; a process peaks there under MALLOC_MMAP_THRESHOLD_=65536, and up to "
+                "a third higher under glibc's own threshold, which scatters what is freed"
             )
         if explicit(self.subject, self.device):
             lines.append(
