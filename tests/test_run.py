@@ -24,6 +24,7 @@ from framepack.generation.events import (
     Decoded,
     Decoding,
     Finished,
+    Grown,
     SectionFinished,
     Started,
     Step,
@@ -32,6 +33,7 @@ from framepack.generation.events import (
 from framepack.generation.manifest import read_log
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
+from framepack.generation.rough import RoughVideo
 from framepack.generation.run import PreparedRun, run
 from framepack.generation.settle import importance
 from framepack.generation.stream import stream
@@ -470,3 +472,32 @@ def test_closing_stops_the_work_and_waits_for_it() -> None:
     events.close()
     assert ended.is_set()
     assert not any(thread.name == "framepack-run" for thread in threading.enumerate())
+
+
+# --- what can be watched on the way ---
+
+
+@pytest.mark.parametrize("method", ["vanilla", "anti-drifting", "inverted"])
+def test_a_rough_video_grows_where_the_finished_frames_wait(method: str, tmp_path: Path) -> None:
+    run, seen = job(tmp_path, method=method), []
+
+    def told(event: object) -> None:
+        if isinstance(event, Grown):
+            frames = [*read_video(event.path).frames]
+            assert len(frames) == event.frame
+            seen.append((event.rough, event.frame))
+
+    run.carry_out(told)
+    rough = [frame for is_rough, frame in seen if is_rough]
+    assert [frame for is_rough, frame in seen if not is_rough][-1] == FRAMES
+    assert bool(rough) == (method == "inverted") and rough == sorted(rough)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"latents", "lock", "manifest.jsonl"}
+
+
+def test_a_rough_video_of_any_length_has_few_frames(tmp_path: Path) -> None:
+    timeline = Timeline(frames=10_000, fps=8, stride=1)
+    latents = torch.zeros(1, 4, 1, 2, 2)
+    video = RoughVideo(tmp_path / "p.mp4", tiny_bundle().codec, lambda frames: latents, timeline)
+    written = sum(video.add(range(start, start + 50)) for start in reversed(range(0, 5000, 50)))
+    assert 500 < video.frames <= 1200 and written < 40
+    assert read_video(tmp_path / "p.mp4").fps == pytest.approx(1)

@@ -117,6 +117,13 @@ class Progress:
         else:
             self._say(escape(line))
 
+    def ended(self, out: Path | None, frames: int, fps: float) -> None:
+        """The closing line of a live video, at ``out`` where it is a file."""
+        where = "" if out is None else f" {escape(str(out))}"
+        line = f"[bold green]ended[/]{where}  {frames} frames, {frames / fps:.2f} s of video"
+        start = "\n" if self.console.is_terminal else ""  # after the line that was written over and over
+        self.console.print(start + line, highlight=False, soft_wrap=True)
+
     def _start(self, event: Started) -> None:
         found = f", {event.stored} sections found on disk" if event.stored else ""
         self.console.print(
@@ -156,7 +163,8 @@ class Progress:
         """Say once where the video can be watched, if it is before its end."""
         if not self.watched and event.frame < event.frames:
             self.watched = True
-            self.console.print(f"[dim]to watch it grow:[/] {escape(str(event.path))}", soft_wrap=True)
+            what = "a rough preview grows at" if event.rough else "to watch it grow:"
+            self.console.print(f"[dim]{what}[/] {escape(str(event.path))}", soft_wrap=True)
 
     def _say(self, line: str) -> None:
         if not self.console.is_terminal:

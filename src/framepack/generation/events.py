@@ -77,11 +77,16 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """The first ``frame`` of ``frames`` frames can be watched at ``path``, a file that grows on."""
+    """The first ``frame`` of ``frames`` frames can be watched at ``path``, a file that grows on.
+
+    Attributes:
+        rough: ``path`` is a preview of what is there, wherever it is, and has ``frame`` frames of its own.
+    """
 
     frame: int
     frames: int
     path: Path
+    rough: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

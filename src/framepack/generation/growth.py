@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from framepack.generation import rough
 from framepack.generation.clock import Clock
 from framepack.generation.decode import FrameDecoder
 from framepack.generation.events import Decoding, Grown
 from framepack.generation.hashing import hash_json
-from framepack.generation.store import RunStore
+from framepack.generation.rough import RoughVideo
+from framepack.generation.store import RunStore, Stored
 from framepack.generation.stream import Emit
+from framepack.planning.planners import Plan
 from framepack.video.growing import GrowingVideo
 
 if TYPE_CHECKING:
@@ -50,6 +53,10 @@ class Growth:
         self._frames = 0  # in the file, of those that are known to be right
         self._video: GrowingVideo | None = None
         self._decoder: FrameDecoder | None = None
+        self._rough: RoughVideo | None = None
+        if waits(job.plan):
+            place = job.places.workdir / rough.FILE
+            self._rough = RoughVideo(place, job.bundle.codec, store.fetch, job.plan.shown)
 
     def __enter__(self) -> Growth:
         return self
@@ -57,6 +64,13 @@ class Growth:
     def __exit__(self, *error: object) -> None:
         if self._video is not None:
             self._video.close()
+
+    def add(self, stored: Stored) -> None:
+        """Show what has become certain by these latents, and in orders that wait, roughly what is there."""
+        self.advance()
+        if self._rough is not None and self._rough.add(stored.frames):
+            shown = self.job.config.frames
+            self.emit(Grown(frame=self._rough.frames, frames=shown, path=self._rough.path, rough=True))
 
     def advance(self) -> None:
         """Show what has become certain."""
@@ -80,6 +94,12 @@ class Growth:
         assert self._video is not None
         self._video.close()
         return self.path
+
+    def remove(self) -> None:
+        """Drop what was shown on the way."""
+        self.path.unlink(missing_ok=True)
+        if self._rough is not None:
+            self._rough.path.unlink(missing_ok=True)
 
     def _grow(self) -> None:
         if self._video is None:
@@ -107,6 +127,20 @@ class Growth:
             yield frame
             if done % TOLD == 0:
                 self.emit(Decoding(frame=done, frames=self.job.config.frames))
+
+
+def waits(plan: Plan) -> bool:
+    """Whether there are sections by which no frame at the front becomes certain."""
+    known, front = set(plan.timeline.known), 0
+    for section in plan.sections:
+        known.update(section.frames)
+        before = front
+        while front in known:
+            known.discard(front)
+            front += 1
+        if front == before:
+            return True
+    return False
 
 
 def _timed(items: Iterator[T], clock: Clock) -> Iterator[T]:

@@ -146,10 +146,11 @@ def run(job: PreparedRun, emit: Emit) -> None:
             return
         with Growth(job, store, clock, emit, told) as growth:
             # A section that is made again by itself is known after all others.
-            made = fill(job, store, clock, emit, lambda stored: None if store.retakes else growth.advance())
+            made = fill(job, store, clock, emit, lambda stored: None if store.retakes else growth.add(stored))
             begun = time.perf_counter()
             growth.advance()
             _give_name(job, store, made, growth.finish(), told)
+            growth.remove()
         emit(Decoded(frames=job.config.frames, seconds=time.perf_counter() - begun))
         job.places.write_config(told)
     emit(_finished(job, clock, cached=False))
@@ -223,7 +224,6 @@ def _give_name(
         store.record_output(store.chain(made), digest)
         part.replace(out)
         sync_folder(out.absolute().parent)
-        grown.unlink(missing_ok=True)
     except OutputError:
         raise
     except OSError as error:

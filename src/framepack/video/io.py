@@ -161,12 +161,14 @@ def encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> Iterator
         InputError: there are no frames, or ``fps`` is not positive.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     if not fps > 0:
         raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
     stream: Any = None
     shape: tuple[int, ...] = ()
     sent = 0
+    convert = VideoReformatter()  # one for all: each has threads of its own
 
     def stamped(packets: Iterable[Any]) -> Iterator[Any]:
         nonlocal sent
@@ -190,7 +192,7 @@ def encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> Iterator
         if shape[0] % 2 or shape[1] % 2:
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = convert.reformat(picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         picture.pts, picture.time_base = count, 1 / stream.codec_context.framerate
         yield from stamped(stream.encode(picture))
     if stream is None:
@@ -228,11 +230,13 @@ def read_video(path: str | Path) -> VideoFile:
 
 def _decode_frames(container: Any, stream: Any, path: Path) -> Iterator[np.ndarray]:
     import av
+    from av.video.reformatter import VideoReformatter
 
+    convert = VideoReformatter()
     with container:
         try:
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
+                yield convert.reformat(frame, format="rgb24").to_ndarray()
         except av.FFmpegError as error:
             raise InputError(f"video '{path}' is damaged: make it again") from error
 
