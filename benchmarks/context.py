@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from framepack.errors import InputError
-from framepack.generation.request import GenerateRequest, select
+from framepack.generation.request import GenerateRequest
+from framepack.generation.selection import select
 from framepack.metrics.bootstrap import bootstrap
 from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device, pick_dtype

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from framepack.generation.request import GenerateRequest, select
+from framepack.generation.request import GenerateRequest
+from framepack.generation.selection import select
 from framepack.models.device import pick_device
 from framepack.models.loading import load_bundle
 from shared.report import Report, Table, carry_out, machine

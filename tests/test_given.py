@@ -18,9 +18,10 @@ from framepack.generation.decode import decode_frames
 from framepack.generation.events import SectionFinished
 from framepack.generation.given import Keyframe, check_apart, given_clip, given_picture, latent_at
 from framepack.generation.prepare import prepare
-from framepack.generation.request import GenerateRequest, select
+from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
 from framepack.generation.saved import load_request
+from framepack.generation.selection import select
 from framepack.planning.planners import again, plan
 from framepack.planning.timeline import Timeline
 from framepack.video.io import read_video, write_video
@@ -170,6 +171,19 @@ def test_a_loop_sees_its_start_as_it_was_made(tmp_path: Path) -> None:
     closed = latents_of(run, lambda event: None)
     opened = job(tmp_path / "open", method="anti-drifting", frames=FRAMES)
     assert not torch.equal(closed[:, :, -3:], latents_of(opened, lambda event: None)[:, :, -3:])
+
+
+def test_a_loop_is_made_by_a_method_that_sees_its_end() -> None:
+    spec = replace(tiny_spec(), default_method="f1")
+    chosen = select(request(loop=True), spec)
+    assert chosen.method == spec.methods["anti-drifting"]
+    assert chosen.remarks == (
+        "made by method anti-drifting: f1 sees nothing of the start that its end leads to from the section "
+        "beside it",
+    )
+    (told,) = select(request(loop=True, method="vanilla"), spec).remarks
+    assert "vanilla sees nothing of the start" in told and "with anti-drifting it does not" in told
+    assert select(request(loop=True, image=picture(0), method="inverted"), spec).remarks == ()
 
 
 def test_a_loop_of_seconds_ends_on_a_whole_latent_frame() -> None:

@@ -29,7 +29,8 @@ from framepack.errors import InputError, ModelError
 from framepack.generation.decode import decode_frames, to_uint8
 from framepack.generation.hashing import section_seed
 from framepack.generation.held import AS_HISTORY, AS_START, held_latents
-from framepack.generation.request import GenerateRequest, select
+from framepack.generation.request import GenerateRequest
+from framepack.generation.selection import select
 from framepack.models.pyramid import Pyramid, pyramid_of
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec

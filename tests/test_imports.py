@@ -131,14 +131,23 @@ INTERNAL = {
     "framepack.planning.method": ["NamedMethod", "method_from_spec"],
     "framepack.planning.prompts": ["script_of"],
     "framepack.planning.script": ["Turn"],
-    "framepack.planning.planners": ["anti_drifting", "forward", "inverted", "paddings", "planned", "tile", "tiles", "scene_endpoints"],
+    "framepack.planning.planners": [
+        "anti_drifting",
+        "forward",
+        "inverted",
+        "paddings",
+        "planned",
+        "tile",
+        "tiles",
+        "scene_endpoints",
+    ],
     "framepack.video.io": ["VideoFile", "describe", "encode", "encode_video", "taking_name", "unwritable"],
     "framepack.video.resize": ["cover_box"],
     "framepack.video.sheet": ["spread"],
     "framepack.models.variants": ["Variant", "kept_layers", "repeated_layers"],
     "framepack.generation.events": ["event_json"],
     "framepack.generation.prepare": ["encode_given", "prompt_warnings", "with_loras"],
-    "framepack.generation.request": ["Selection", "check_prompt", "select"],
+    "framepack.generation.request": ["check_prompt", "check_seed"],
 }
 
 

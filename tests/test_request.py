@@ -26,8 +26,9 @@ from framepack.errors import (
 from framepack.generation.config import RunConfig
 from framepack.generation.events import Finished
 from framepack.generation.prepare import prepare
-from framepack.generation.request import GenerateRequest, select
+from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun
+from framepack.generation.selection import select
 from framepack.models.shift import RELEASED
 from tiny import SIZE, tiny_bundle, tiny_spec
 
@@ -205,8 +206,15 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])
 def test_every_part_of_a_configuration_tells_runs_apart(name: str) -> None:
     old = getattr(config(), name)
-    other = {"method": {"order": "x"}, "cues": [{"at": 0.0, "prompt": "x"}], "image": "cd", "shift": 2.0, "embedded_guidance": 10.0, "loras": "ef"}
-    other["given"] = ((3, "gh"),)
+    other = {
+        "method": {"order": "x"},
+        "cues": [{"at": 0.0, "prompt": "x"}],
+        "image": "cd",
+        "given": ((3, "gh"),),
+        "shift": 2.0,
+        "embedded_guidance": 10.0,
+        "loras": "ef",
+    }
     new = other[name] if name in other else old + "x" if isinstance(old, str) else old + 1
     assert replace(config(), **{name: new}).job != config().job
 

@@ -11,7 +11,7 @@ from framepack.cli import options
 from framepack.cli.options import WHERE
 
 if TYPE_CHECKING:
-    from framepack.generation.request import Selection
+    from framepack.generation.selection import Selection
     from framepack.models.spec import ModelSpec
 
 
@@ -48,7 +48,8 @@ def plan(
     from framepack.cli.outputs import check_png
     from framepack.cli.story import with_storyboard
     from framepack.generation.hashing import hash_json
-    from framepack.generation.request import GenerateRequest, select
+    from framepack.generation.request import GenerateRequest
+    from framepack.generation.selection import select
     from framepack.packing.schedule import Level
 
     spec = find_spec(model)

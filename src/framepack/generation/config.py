@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from framepack.generation.hashing import hash_json
-from framepack.generation.request import GenerateRequest, Selection
+from framepack.generation.request import GenerateRequest
+from framepack.generation.selection import Selection
 from framepack.models.lora import digest
 from framepack.models.shift import Shift, shift_to_json
 from framepack.planning.script import Script

@@ -118,7 +118,9 @@ def given_clips(
     Raises:
         InputError: a file that cannot be read.
     """
-    stride, made, told = spec.temporal_stride, [], []
+    stride = spec.temporal_stride
+    made: list[Given | None] = []
+    told: list[str] = []
     for path, cut in ((before, "start"), (after, "end")):
         if path is None:
             made.append(None)
@@ -199,13 +201,18 @@ def check_apart(given: Sequence[Given], timeline: Timeline) -> None:
             held[latent] = each
 
 
-def unseen(plan: Plan, given: Sequence[Given]) -> Given | None:
-    """The first of what is given that a section beside it does not see: the video would jump there."""
-    known = {frame for each in given for frame in each.frames}
+def unseen(plan: Plan, given: Sequence[Given]) -> str | None:
+    """The first of what is known that a section beside it does not see, for people: the video would jump there.
+
+    In a loop the start is known at the end as well.
+    """
+    again = range(plan.shown.latent_frames, plan.timeline.latent_frames)
+    known = dict.fromkeys(again, "the start that its end leads to")
+    known |= {frame: each.told for each in given for frame in each.frames}
     for section in plan.sections:
         seen = {*section.context_frames, *section.candidates}
         for span in section.spans:
             for beside in (span.start - 1, span.stop):
                 if beside in known and beside not in seen:
-                    return next(each for each in given if beside in each.frames)
+                    return known[beside]
     return None

@@ -20,7 +20,8 @@ from framepack.generation.config import RunConfig, resolve
 from framepack.generation.decode import to_uint8
 from framepack.generation.maker import SectionMaker
 from framepack.generation.prepare import encode_given, prompt_warnings, with_loras
-from framepack.generation.request import GenerateRequest, check_prompt, select
+from framepack.generation.request import GenerateRequest, check_prompt
+from framepack.generation.selection import select
 from framepack.generation.store import Edit
 from framepack.generation.tail import Tails
 from framepack.models.bundle import Bundle

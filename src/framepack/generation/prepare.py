@@ -10,8 +10,9 @@ import torch
 
 from framepack.generation.config import RunConfig, resolve
 from framepack.generation.places import Places
-from framepack.generation.request import GenerateRequest, Selection, select
+from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
+from framepack.generation.selection import Selection, select
 from framepack.models.bundle import Bundle
 from framepack.models.codebook import check_codebook
 from framepack.models.device import pick_device, pick_dtype
