@@ -83,7 +83,8 @@ def measure(
                 begun, cpu = time.perf_counter(), time.process_time()
             elif isinstance(event, SectionFinished):
                 spent = time.process_time()
-                section = SectionCost(seconds=event.seconds, cpu_seconds=spent - cpu, resident=resident_memory())
+                held = resident_memory()
+                section = SectionCost(seconds=event.seconds, cpu_seconds=spent - cpu, resident=held)
                 cost.sections.append(section)
                 cpu = spent
                 on_section(cost, event.sections)
