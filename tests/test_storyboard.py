@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from framepack.cli.story import with_storyboard
 from framepack.errors import InputError
+from framepack.generation.given import Keyframe
 from framepack.planning.script import Cue
 from framepack.planning.storyboard import Storyboard, read_storyboard
 
 WHOLE = """\
 # a story
 image: start.png
+end_image: end.png
 method: planned
 seed: 7
 negative_prompt: "blue: all of it"
@@ -38,7 +41,7 @@ def read(folder: Path, text: str | bytes) -> Storyboard:
 def test_a_whole_storyboard(tmp_path: Path) -> None:
     story = read(tmp_path, WHOLE)
     assert (story.start, story.method, story.seed) == (tmp_path / "start.png", "planned", 7)
-    assert story.negative_prompt == "blue: all of it"
+    assert story.negative_prompt == "blue: all of it" and story.end_image == tmp_path / "end.png"
     assert story.seconds == 4.6 and story.starts == (0, 2, 4.5)
     assert story.script.cues == (
         Cue(at=0.0, prompt="a red heart glides right"),
@@ -50,9 +53,20 @@ def test_a_whole_storyboard(tmp_path: Path) -> None:
 
 def test_only_scenes_are_needed(tmp_path: Path) -> None:
     story = read(tmp_path, "scenes: [{prompt: 赤いハートが右へ動く, seconds: 3, keyframe: a.png}]")
-    assert (story.image, story.method, story.seed, story.negative_prompt) == (None,) * 4
+    assert (story.image, story.end_image, story.method, story.seed, story.negative_prompt) == (None,) * 5
     assert story.script.prompts == ("赤いハートが右へ動く",)
     assert story.start == tmp_path / "a.png" and story.keyframes == (), "the first scene starts the video"
+
+
+def test_its_pictures_stand_in_the_video_and_others_can_be_given_beside_it(tmp_path: Path) -> None:
+    read(tmp_path, WHOLE)
+    board, other = tmp_path / "story.yaml", Keyframe(picture=tmp_path / "other.png")
+    door = Keyframe(at=2.0, picture=tmp_path / "clips/door.mp4@3.5s")
+    end = Keyframe(picture=tmp_path / "end.png")
+    assert with_storyboard(board)["keyframes"] == (door, end)
+    assert with_storyboard(board, keyframes=(other,))["keyframes"] == (door, other)
+    middle = Keyframe(at=1.0, picture=tmp_path / "other.png")
+    assert with_storyboard(board, keyframes=(middle,))["keyframes"] == (door, end, middle)
 
 
 def test_sums_of_many_scenes_are_exact(tmp_path: Path) -> None:

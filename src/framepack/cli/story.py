@@ -35,11 +35,14 @@ def with_storyboard(storyboard: Path | None, **given: Any) -> dict[str, Any]:
         "seed": story.seed,
         "negative_prompt": story.negative_prompt,
     }
-    keyframes = tuple(Keyframe(at=at, picture=picture) for at, picture in story.keyframes)
+    beside = asked.get("keyframes", ())
+    keyframes = [Keyframe(at=at, picture=picture) for at, picture in story.keyframes]
+    if story.end_image is not None and all(keyframe.at is not None for keyframe in beside):
+        keyframes.append(Keyframe(picture=story.end_image))
     return {
         **{name: value for name, value in told.items() if value is not None},
         **asked,
         "prompt": story.script,
         "seconds": story.seconds,
-        "keyframes": (*keyframes, *asked.get("keyframes", ())),
+        "keyframes": (*keyframes, *beside),
     }

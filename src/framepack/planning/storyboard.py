@@ -1,6 +1,7 @@
 """A storyboard: scenes one after the other, in a YAML file.
 
     image: start.png                # picture that the video starts from
+    end_image: end.png              # picture that it ends on
     method: planned
     seed: 7
     negative_prompt: ""
@@ -29,7 +30,7 @@ from framepack.errors import InputError, UnknownNameError, first_line
 from framepack.planning.script import Cue, Script
 
 MAX_BYTES = 1_000_000
-TOP = ("image", "method", "seed", "negative_prompt", "scenes")
+TOP = ("image", "end_image", "method", "seed", "negative_prompt", "scenes")
 SCENE = ("prompt", "seconds", "transition", "keyframe")
 
 
@@ -52,6 +53,7 @@ class Storyboard:
 
     scenes: tuple[Scene, ...]
     image: Path | None = None
+    end_image: Path | None = None
     method: str | None = None
     seed: int | None = None
     negative_prompt: str | None = None
@@ -82,7 +84,7 @@ class Storyboard:
 
     @property
     def keyframes(self) -> tuple[tuple[float, Path], ...]:
-        """Pictures after the start, with the seconds at which they stand."""
+        """Pictures that scenes after the first start with, and the seconds at which they stand."""
         later = zip(self.starts[1:], self.scenes[1:], strict=True)
         return tuple((at, scene.keyframe) for at, scene in later if scene.keyframe is not None)
 
@@ -129,6 +131,7 @@ class _Reader:
         story = Storyboard(
             scenes=scenes,
             image=self._path(fields["image"]) if "image" in fields else None,
+            end_image=self._path(fields["end_image"]) if "end_image" in fields else None,
             method=self._text(fields["method"]) if "method" in fields else None,
             seed=self._whole(fields["seed"]) if "seed" in fields else None,
             negative_prompt=self._text(fields["negative_prompt"]) if "negative_prompt" in fields else None,
