@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from framepack.data.world import sample_scene
-from framepack.generation.decode import to_uint8
 from framepack.metrics.bootstrap import Interval, bootstrap
 from framepack.metrics.drift import SHARE, Drift, drift
 from framepack.metrics.quality import QUALITIES
@@ -26,8 +23,9 @@ from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
-from framepack.training.check import HELD_OUT, Pair, make_videos
+from framepack.training.check import Pair, make_videos
 from shared.report import Report, Table, carry_out, finite, machine
+from shared.scenes import held_out, through_codec
 
 METHODS = ("vanilla", "f1", "anti-drifting", "inverted")
 WORLD = "the world"
@@ -48,27 +46,13 @@ class Clip:
 
 def held_out_clips(bundle: Bundle, count: int, frames: int) -> list[Clip]:
     """Scenes never trained on, with one motion and one sky, so that their words hold throughout."""
-    height, width = bundle.spec.buckets[0]
+    size = bundle.spec.buckets[0]
     clips = []
-    for index in range(count):
-        scene = sample_scene(np.random.default_rng([HELD_OUT, index]), frames, height / width)
-        scene = replace(scene, motions=scene.motions[:1], skies=(scene.skies[0],) * 2)
-        drawn = scene.render(range(frames), height, width)
+    for scene in held_out(count, frames, size):
+        drawn = scene.render(range(frames), *size)
         pair = Pair(drawn[0], scene.words(0, frames), scene.colour, scene.motions[0].direction)
         clips.append(Clip(pair, through_codec(bundle, drawn)))
     return clips
-
-
-@torch.inference_mode()
-def through_codec(bundle: Bundle, drawn: NDArray[np.uint8], batch: int = 16) -> NDArray[np.uint8]:
-    """(N, H, W, 3) encoded and decoded: the best that a generator of latents could do."""
-    codec, parts = bundle.codec, []
-    parameter = next(codec.parameters())
-    for start in range(0, len(drawn), batch):
-        pixels = torch.from_numpy(drawn[start : start + batch]).permute(3, 0, 1, 2)[None]
-        video = pixels.to(parameter.device, parameter.dtype) / 127.5 - 1
-        parts.append(to_uint8(codec.decode(codec.encode(video))[0]).cpu().numpy())
-    return np.concatenate(parts)
 
 
 def scores_of(videos: Sequence[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.float64]]]:

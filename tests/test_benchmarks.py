@@ -107,6 +107,63 @@ def test_prompt_switch_on_scenes_that_do_turn():
     assert len(found) > 3 and all(turned in (12, 13) for turned in found), found
 
 
+def test_seams(model, tmp_path, capsys):
+    plot = tmp_path / "plot.png"
+    sizes = ["--clips", "2", "--frames", "13", "--loop-frames", "13", "--steps", "1", "--device", "cpu"]
+    arguments = ["--model", model, *sizes, "--plot", str(plot), *outputs(tmp_path)]
+    assert load("seams").main(arguments) == 0
+    found = check_outputs(tmp_path, "seams", arguments, capsys.readouterr().out)["rows"]
+    kinds = {
+        name: {kind: len(clips[0]) for kind, clips in row["seams"].items()} for name, row in found.items()
+    }
+    inside = {"picture | section": 1, "section | section": 3}  # 1 + 3 + 3 + 3 + 3 frames
+    assert kinds == {
+        "the world": inside,
+        **dict.fromkeys(("vanilla", "f1", "anti-drifting", "inverted"), inside),
+        "keyframes": {"picture | section": 2, "section | section": 2, "section | picture": 2},
+        "from a clip": {"clip | section": 1, "section | section": 1},
+        "to a clip": {"section | section": 1, "section | clip": 1},
+        "between two clips": {"clip | section": 1, "section | section": 1, "section | clip": 1},
+        "the same, copied": {"clip | section": 1, "section | section": 1, "section | clip": 1},
+        "loop": {**inside, "end | start": 1},
+    }
+    assert all(len(clips) == 2 for row in found.values() for clips in row["seams"].values())
+    assert {len(clip) for clip in found["vanilla"]["control"]} == {12 - 1 - 3}
+    both = [found[name]["seams"] for name in ("between two clips", "the same, copied")]
+    assert both[0]["clip | section"] != both[1]["clip | section"]
+    assert found["keyframes"]["order"] == found["loop"]["order"] == "inverted", "the model's own sees both"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_seams_finds_the_jump_and_only_that(closed):
+    """A disc that moves steadily round, and once by five times its step."""
+    benchmark = load("seams")
+    turns = np.arange(24.0) + 4 * (np.arange(24) >= 13)
+    turns *= 2 * np.pi / (24 + 4)
+    y, x = np.mgrid[0:64, 0:64]
+    inside = [np.hypot(x - 32 - 20 * np.cos(a), y - 32 - 20 * np.sin(a)) < 8 for a in turns]
+    frames = np.stack([np.where(disc[..., None], (224, 46, 50), (60, 60, 90)) for disc in inside])
+    found = benchmark.ratios(
+        benchmark.differences(frames.astype(np.uint8), closed=closed), [12], closed=closed
+    )
+    assert len(found) == 23 + closed and found.argmax() == 12 and found[12] > 2.5
+    assert np.delete(found, 12) == pytest.approx(1, abs=0.15)
+
+
+def test_seams_has_a_floor_where_nothing_moves_and_leaves_out_what_has_no_neighbours():
+    ratios = load("seams").ratios
+    still = np.full(9, 0.001)
+    still[4] = 1.0
+    assert ratios(still, [4])[4] == pytest.approx(10) and ratios(still, [4])[0] == pytest.approx(0.01)
+    found = ratios(np.array([1.0, 2.0, 4.0]), [0, 1])
+    assert found[:2].tolist() == [0.25, 0.5] and np.isnan(found[2])
+    # Borders are no neighbours, four others on either side are, and round a loop the first ones.
+    steps = np.arange(1.0, 13.0)
+    assert ratios(steps, [5, 6])[5] == pytest.approx(6 / np.median([2, 3, 4, 5, 8, 9, 10, 11]))
+    assert ratios(steps, [11], closed=True)[11] == pytest.approx(12 / np.median([8, 9, 10, 11, 1, 2, 3, 4]))
+
+
 def test_drift_clips_keep_their_words_and_begin_with_their_picture():
     bundle = tiny_bundle()
     benchmark = load("drift")
@@ -297,6 +354,7 @@ def test_decode(model, tmp_path, capsys):
         ("context", ["--plot", "plot.pdf"], "must end in .png"),
         ("context", ["--sections", "50"], "no two windows"),
         ("speed", ["--seconds", "-1"], "seconds"),
+        ("seams", ["--frames", "3"], "give 1 or more, of 7 or more"),
         ("training", ["--config", "2b"], "unknown config"),
         ("training", ["--config", "1b", "--width", "100"], "a multiple of 128"),
         ("training", ["--layers", "2"], "add --config"),
