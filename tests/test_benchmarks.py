@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -367,3 +368,36 @@ def test_what_is_wrong_is_said_in_one_line(name, arguments, rule, model, capsys)
         load(name).main([*first, *arguments])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and rule in said and said.count("\n") == 1
+
+
+def test_live_delays_and_its_table(model: str, tmp_path: Path) -> None:
+    live = load("live")
+
+    def shown(prompt: str, seen: float) -> object:
+        return live.Shown(prompt=prompt, seen=seen, made=0.1, frames=6, resident=1)
+
+    found = [shown("left", 0.0), shown("left", 1.0), shown("right", 2.0), shown("left", 3.0)]
+    assert live.delays(found, [(0.5, "right"), (2.5, "left")]) == [1.5, 0.5]
+    # The first was replaced before it could be seen.
+    assert live.delays(found, [(0.5, "right"), (1.5, "left")]) == [1.5]
+    assert live.main(["--model", model, "--minutes", "0.05", "--every", "0.5", *outputs(tmp_path)]) == 0
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert len(told["sections"]) > 1 and all(each["frames"] >= SECTION for each in told["sections"])
+
+
+def test_variants_differ_in_one_thing() -> None:
+    variants = load("variants")
+    options = argparse.Namespace(model="bundled", steps=5, batch=4, cached=8, set=["cache.seed=3"])
+    for rows in variants.SUITES.values():
+        configs = {name: asdict(variants.config_of(options, changes)) for name, changes in rows.items()}
+        jsons = {json.dumps(config, sort_keys=True) for config in configs.values()}
+        assert len(jsons) == len(rows), "no two rows are alike"
+        for config in configs.values():
+            # What a row is about aside, all are the same run.
+            config["codewords"] = config["objective"]["corruption"] = config["objective"]["shift"] = None
+        assert len({json.dumps(config, sort_keys=True) for config in configs.values()}) == 1
+    scores = {name: [1.0, 2.0, 3.0] for name in variants.MEASURES}
+    table = variants.paired_table(
+        {"plain": scores, "other": {n: [v + 1 for v in s] for n, s in scores.items()}}, "plain"
+    )
+    assert table.rows == (("other", *["+1.0 [+1.0, +1.0]"] * len(variants.MEASURES)),)
