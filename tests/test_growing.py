@@ -27,7 +27,7 @@ from framepack.errors import InputError, OutputError
 from framepack.video import growing
 from framepack.video.boxes import boxes, fragments, header_of
 from framepack.video.growing import GrowingVideo
-from framepack.video.io import read_video, write_video
+from framepack.video.io import encode, read_video, write_video
 from framepack.video.remux import finalize
 
 FPS = 8
@@ -298,7 +298,11 @@ def test_files_of_others_are_left_alone(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "text.mp4").write_text("words " * 20)
     (tmp_path / "free.mp4").write_bytes((16).to_bytes(4, "big") + b"free" + bytes(8) + b"mine")
     (tmp_path / "mine.mp4").write_bytes(whole)
-    for name in ("plain.mp4", "text.mp4", "free.mp4"):
+    for name, flags in (("ended.mp4", "frag_keyframe+empty_moov"), ("dash.mp4", "dash+frag_keyframe")):
+        with av.open(str(tmp_path / name), "w", options={"movflags": flags}) as container:
+            for packet in encode(container, pieces()[0], FPS):
+                container.mux(packet)
+    for name in ("plain.mp4", "text.mp4", "free.mp4", "ended.mp4", "dash.mp4"):
         before = (tmp_path / name).read_bytes()
         with pytest.raises(OutputError, match="is no video that grows: choose another name"):
             GrowingVideo.resume(tmp_path / name, FPS)

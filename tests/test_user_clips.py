@@ -53,8 +53,12 @@ def film(
     layout: str = "stereo",
     stamps: Sequence[int] | None = None,
     pixel: Fraction | None = None,
+    late: int = 0,
 ) -> Path:
-    """A clip whose frame i is grey of brightness 4 i; ``stamps`` in ms instead of a rate."""
+    """A clip whose frame i is grey of brightness 4 i, ``late`` frames into its file's clock.
+
+    ``stamps`` in ms instead of a rate.
+    """
     with av.open(str(path), "w") as container:
         picture = container.add_stream("libx264", rate=fps if stamps is None else 1000)
         picture.height, picture.width = SIZE
@@ -68,7 +72,7 @@ def film(
             sound.layout = layout
         for index, stamp in enumerate(range(round(seconds * fps)) if stamps is None else stamps):
             frame = av.VideoFrame.from_ndarray(grey(index), format="rgb24")
-            frame.pts, frame.time_base = stamp, unit
+            frame.pts, frame.time_base = stamp + late, unit
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
         if sound is not None:
@@ -108,12 +112,15 @@ def test_a_clip_at_the_models_rate_and_size(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-@pytest.mark.parametrize("fps", [24, 30])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
+@pytest.mark.parametrize("fps", [24, 30, 120])
 def test_at_its_own_rate_every_frame_comes_once(tmp_path: Path, name: str, fps: int) -> None:
-    """Matroska rounds its stamps to milliseconds, and MPEG-TS begins at more than a second."""
-    clip = read_clip(film(tmp_path / name, None, fps=fps), fps, SIZE)
-    assert [number_of(frame) for frame in clip.frames()] == list(range(2 * fps)) and not clip.remarks
+    """Matroska rounds its stamps to milliseconds, and not every clock begins at 0."""
+    late = 0 if name == "a.avi" else 35  # it has no clock but its frames' numbers
+    path = film(tmp_path / name, None, fps=fps, late=late, seconds=60 / fps)
+    assert not late or float(track_of(path).start) == pytest.approx(late / fps, abs=0.001)
+    clip = read_clip(path, fps, SIZE)
+    assert [number_of(frame) for frame in clip.frames()] == list(range(60)) and not clip.remarks
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_whole_latent_frames(
 
 
 def test_a_span(tmp_path: Path) -> None:
-    path = film(tmp_path / "a.ts", None)
+    path = film(tmp_path / "a.ts", None, late=10)
     clip = read_clip(path, 8, SIZE, start=0.5, stop=1.25)
     assert [number_of(frame) for frame in clip.frames()] == [12 + 3 * k for k in range(6)]
     longer = read_clip(path, 24, SIZE, start=1, stop=9)
@@ -192,7 +199,7 @@ def test_turned_and_stretched_clips_are_set_right(tmp_path: Path) -> None:
 
 
 def test_a_single_frame_as_a_picture(tmp_path: Path) -> None:
-    path = film(tmp_path / "a.mkv", None)
+    path = film(tmp_path / "a.mkv", None, late=10)
     for seconds, number in ((0, 0), (0.5, 12), (0.99, 23), (1, 24), (1.99, 47)):
         frame = read_frame(path, seconds)
         assert frame.size == (48, 32) and frame.mode == "RGB"

@@ -168,8 +168,7 @@ def read_clip(
     left_out = (count - 1) % stride
     if cut == "start":
         begin += left_out / rate
-    # Stamps are rounded to the file's unit: by half of it a frame may seem to come after its own time.
-    first = track.start + begin + track.unit / 2
+    first = track.start + begin + track.slack
     last = first + (count - left_out - 1) / rate
     excerpt = Excerpt(
         video=VideoSource(path=path),
@@ -206,7 +205,7 @@ def read_frame(path: str | Path, seconds: float) -> Image.Image:
         raise InputError(
             f"'{path}' at {seconds:g} s: the video is {length:.2f} s long; give a time within it"
         )
-    due = track.start + exact(seconds) + track.unit / 2
+    due = track.start + exact(seconds) + track.slack
     wanted = track.times[bisect_right(track.times, due) - 1]
     with named(path):
         for time, frame in decoded(VideoSource(path=path), due):

@@ -138,8 +138,12 @@ class GrowingVideo:
                 raise foreign
             self._cut(0)
             return
+        whole = list(fragments(file, header.stop, size))
+        end = whole[-1].stop if whole else header.stop
+        if [box.kind for box in boxes(file, end, size)] not in ([], [b"free"], [b"moof"]):
+            raise foreign  # whole boxes that are none of a growing video's
         end = header.stop
-        for fragment in fragments(file, header.stop, size):
+        for fragment in whole:
             if at_most is not None and self.frames + fragment.frames > at_most:
                 break
             end, self.frames, self._number = fragment.stop, self.frames + fragment.frames, self._number + 1

@@ -57,6 +57,14 @@ class Track:
         """On average."""
         return float(len(self.times) / (self.stop - self.start))
 
+    @property
+    def slack(self) -> Fraction:
+        """How long after its own time a stamp may lie: the first one and it are rounded to ``unit``.
+
+        Formats that count in frames round nothing: it stays below a frame.
+        """
+        return min(self.unit, (self.stop - self.start) / len(self.times) / 4)
+
 
 def probe(video: VideoSource) -> Track:
     """Look at a video: all of its packets, and its first picture.
