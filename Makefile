@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo demo-long test test-slow lint format bench clean
 
 help:
 	@echo "make demo       a 5-second video from a picture and a prompt: outputs/demo.mp4, outputs/demo.png"
+	@echo "make demo-long  a minute from a picture, and a story of three scenes: outputs/demo-long.mp4, outputs/story.mp4"
 	@echo "make test       linters, types and the fast tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       linters and types alone"
@@ -27,6 +28,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/framepack generate --image examples/demo.png --prompt "$$(cat examples/demo.txt)" --seconds 5 \
 		--out outputs/demo.mp4 --sheet outputs/demo.png
+
+demo-long: $(STAMP)
+	$(BIN)/framepack generate --image examples/demo.png --prompt "$$(cat examples/demo-long.txt)" --seconds 60 \
+		--out outputs/demo-long.mp4 --sheet outputs/demo-long.png
+	$(BIN)/framepack generate --storyboard examples/story.yaml \
+		--out outputs/story.mp4 --sheet outputs/story.png
 
 test: lint
 	$(BIN)/python -m pytest

@@ -17,12 +17,13 @@ import torch
 import typer
 
 from framepack.cli import app
+from framepack.cli.plan import find_spec
 from framepack.conditioning.lexicon import SLOTS, parse
 from framepack.packing.schedule import SCHEDULES, PackingSchedule
 from framepack.planning.method import METHODS, Method, named_method
 from framepack.planning.planners import plan
 from framepack.planning.prompts import read_prompt
-from framepack.planning.storyboard import read_storyboard
+from framepack.planning.storyboard import SCENE, TOP, read_storyboard
 from framepack.planning.timeline import Timeline
 from test_imports import ROOMS, SOURCE
 from tiny import save_tiny
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ja.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 CARD = ROOT / "docs" / "bundled-model.md"
+LONG = ROOT / "docs" / "long-video.md"
 
 Rows = list[list[str]]
 
@@ -90,7 +92,8 @@ COMMANDS = [(name_of(page), *found) for page in PAGES for found in commands(page
 
 @pytest.mark.parametrize(("page", "line", "whole"), COMMANDS)
 def test_commands_parse(page: str, line: str, whole: bool) -> None:
-    _, verb, *arguments = shlex.split(line, comments=True)
+    typed = shlex.split(line, comments=True)
+    _, verb, *arguments = typed[: typed.index("|")] if "|" in typed else typed
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert verb in verbs, f"{page}: {line}"
     command = verbs[verb]
@@ -108,7 +111,7 @@ def test_commands_parse(page: str, line: str, whole: bool) -> None:
         if schedule is not None:
             PackingSchedule.from_spec(schedule)
         # Only the procedural world has a vocabulary.
-        if "prompt" in values and values["model"].startswith(("bundled", "runs/")):
+        if "prompt" in values and values.get("model", "bundled").startswith(("bundled", "runs/")):
             for prompt in said(values):
                 assert parse(prompt).unknown == (), f"{page}: {line}"
 
@@ -120,7 +123,7 @@ def said(values: dict[str, Any]) -> tuple[str, ...]:
     return read_prompt(values["prompt"] or "").prompts
 
 
-@pytest.mark.parametrize("readme", READMES, ids=name_of)
+@pytest.mark.parametrize("readme", [*READMES, LONG], ids=name_of)
 def test_storyboards_read_and_use_known_words(readme: Path, tmp_path: Path) -> None:
     shown = [code.encode() for code in blocks(readme.read_text(), "yaml")]
     assert shown, "a storyboard is shown"
@@ -128,6 +131,32 @@ def test_storyboards_read_and_use_known_words(readme: Path, tmp_path: Path) -> N
         (tmp_path / "story.yaml").write_bytes(text)
         for prompt in read_storyboard(tmp_path / "story.yaml").script.prompts:
             assert parse(prompt).unknown == (), prompt
+
+
+def test_keys_of_a_storyboard() -> None:
+    keys = [(code(row[0])[0], row[1]) for row in table(LONG, "Key")]
+    assert sorted(keys) == sorted([*((key, "the file") for key in TOP), *((key, "a scene") for key in SCENE)])
+    assert (ROOT / "examples" / "story.yaml").read_text().endswith(blocks(LONG.read_text(), "yaml")[0])
+
+
+def test_ways_to_write_a_prompt() -> None:
+    """As told, they read; and the same three ways stand in the readmes."""
+    written = [code(row[0])[0] for row in table(LONG, "Written")]
+    for text in written:
+        read_prompt(text)
+    for readme in READMES:
+        assert [code(row[0])[0] for row in table(readme, "Written", "書き方")] == written
+
+
+def test_half_a_section() -> None:
+    text = " ".join(LONG.read_text().split())
+    for model, words in (
+        ("bundled", "{} frames, {:.2f} s, with the bundled"),
+        ("base", "{} frames, {:.1f} s, with Hun"),
+    ):
+        spec = find_spec(model)
+        frames = spec.method(None).section_size * spec.temporal_stride // 2
+        assert words.format(frames, frames / spec.fps) in text
 
 
 def test_every_verb_is_shown() -> None:
