@@ -130,8 +130,8 @@ def test_a_failed_opening_lets_the_lock_go(tmp_path: Path, monkeypatch: pytest.M
 def test_another_configuration_is_named_and_nothing_changed(tmp_path: Path) -> None:
     filled(tmp_path, 1)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(RunConflictError, match=r'prompt "a ball", not "a box".*--workdir'):
-        RunStore(tmp_path, CONFIG | {"prompt": "a box"})
+    with pytest.raises(RunConflictError, match=r"seed 1, not 2.*--workdir"):
+        RunStore(tmp_path, CONFIG | {"seed": 2})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
