@@ -214,7 +214,7 @@ def agreement(all_found: Sequence[Outcomes]) -> list[str]:
 def plot(path: Path, bench: Bench, found: Outcomes, histories: Sequence[int], batch: int) -> None:
     """Memory and samples a second against history; hollow where a step was only counted."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -239,7 +239,10 @@ def plot(path: Path, bench: Bench, found: Outcomes, histories: Sequence[int], ba
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(FixedLocator(list(histories)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
     upper.legend(frameon=False, title=f"batch {batch}; hollow: counted, not run")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
