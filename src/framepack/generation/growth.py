@@ -8,7 +8,7 @@ go forward in time; in others it waits for what is missing at its front, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from framepack.generation.clock import Clock
 from framepack.generation.decode import FrameDecoder
 from framepack.generation.events import Decoding, Grown
 from framepack.generation.hashing import hash_json
+from framepack.generation.manifest import Record
 from framepack.generation.rough import RoughVideo
 from framepack.generation.store import RunStore, Stored
 from framepack.generation.stream import Emit
@@ -49,7 +50,7 @@ class Growth:
         self.job, self.store, self.clock, self.emit, self.told = job, store, clock, emit, told
         self.path = job.places.workdir / FILE
         self.known, self.chain = 0, ""  # latents from the start on without a gap, and what they are
-        self._held = {r["latents"]: r for r in store.manifest.records if r["kind"] == "grown"}
+        self._held = _marks(store.manifest.records)
         self._frames = 0  # in the file, of those that are known to be right
         self._video: GrowingVideo | None = None
         self._decoder: FrameDecoder | None = None
@@ -103,6 +104,8 @@ class Growth:
 
     def _grow(self) -> None:
         if self._video is None:
+            # First of all: what is written from here on is not what later marks speak of.
+            self.store.manifest.append({"kind": "cut", "frames": self._frames})
             self._video = GrowingVideo.resume(self.path, self.job.config.fps, self.told, at_most=self._frames)
         if self._decoder is None:
             # Fewer than on record where the file was cut short.
@@ -127,6 +130,17 @@ class Growth:
             yield frame
             if done % TOLD == 0:
                 self.emit(Decoding(frame=done, frames=self.job.config.frames))
+
+
+def _marks(records: Sequence[Record]) -> dict[int, Record]:
+    """What was written of the file that is there, by the latents that were known: not what was cut off."""
+    held: dict[int, Record] = {}
+    for record in records:
+        if record["kind"] == "cut":
+            held = {known: mark for known, mark in held.items() if mark["frames"] <= record["frames"]}
+        elif record["kind"] == "grown":
+            held[record["latents"]] = record
+    return held
 
 
 def waits(plan: Plan) -> bool:
