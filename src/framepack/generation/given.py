@@ -210,9 +210,9 @@ def unseen(plan: Plan, given: Sequence[Given]) -> str | None:
     known = dict.fromkeys(again, "the start that its end leads to")
     known |= {frame: each.told for each in given for frame in each.frames}
     for section in plan.sections:
-        seen = {*section.context_frames, *section.candidates}
-        for span in section.spans:
-            for beside in (span.start - 1, span.stop):
-                if beside in known and beside not in seen:
-                    return known[beside]
+        beside = {at for span in section.spans for at in (span.start - 1, span.stop)} & known.keys()
+        # Only then, for a tail may be all that is before it.
+        missed = beside and beside - {*section.context_frames, *section.candidates}
+        if missed:
+            return known[min(missed)]
     return None

@@ -86,6 +86,8 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
         spec.pyramid.check(request.steps or spec.steps, grid, spec.base_kernel)
     before, after, told = given_clips(request.from_clip, request.to_clip, spec, size)
     timeline = _around(_timeline(request, spec, method), before, after)
+    if request.loop and timeline.trimmed_frames:
+        timeline = _looping(timeline, request)
     given = [] if before is None else [before]
     given += [given_picture(p, size, latent_at(k, timeline), k.told) for k, p in pictures]
     given += [] if after is None else [replace(after, at=timeline.latent_frames - after.latents)]
@@ -100,7 +102,8 @@ def select(request: GenerateRequest, spec: ModelSpec) -> Selection:
         script=script,
         size=size,
         grid=grid,
-        picture=given[0].picture if start or before is not None else None,
+        # A keyframe at the very start is the start picture, however it was written.
+        picture=next((each.picture for each in given if each.at == 0), None),
         given=tuple(given),
         remarks=(*told, *remarks, *_unheard(script, timeline, chosen.method)),
     )
@@ -132,7 +135,8 @@ def _that_sees(
             return wanted, (
                 f"method {request.method} {blind}: the video may jump there, with {name} it does not",
             )
-    return wanted, (f"no method of {spec.name} {blind}: the video may jump there",)
+    told = f"no method of {spec.name} sees {missed} from the section beside it: the video may jump there"
+    return wanted, (told,)
 
 
 def _unheard(script: Script, timeline: Timeline, method: Method) -> list[str]:
@@ -156,9 +160,21 @@ def _timeline(request: GenerateRequest, spec: ModelSpec, method: Method) -> Time
     else:
         seconds = SECONDS if request.seconds is None else request.seconds
         timeline = Timeline.from_seconds(seconds, fps=fps, stride=stride, known=known, clip=clip)
-        if request.loop:
-            timeline = replace(timeline, frames=timeline.padded_frames)
     return timeline
+
+
+def _looping(timeline: Timeline, request: GenerateRequest) -> Timeline:
+    """The timeline to the end of its last latent frame, as a loop needs it.
+
+    Raises:
+        InputError: another number of frames was asked for.
+    """
+    if request.frames is not None:
+        raise InputError(
+            f"a loop of {request.frames} frames ends within a latent frame: ask for "
+            f"{request.frames + timeline.trimmed_frames}"
+        )
+    return replace(timeline, frames=timeline.padded_frames)
 
 
 def _around(timeline: Timeline, before: Given | None, after: Given | None) -> Timeline:
