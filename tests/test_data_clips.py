@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framepack.cli import data as verbs
@@ -101,6 +101,7 @@ def test_nothing_makes_nothing() -> None:
     assert list(resample([], Fraction(8), Fraction(0), 5)) == []
 
 
+@settings(deadline=None)
 @given(
     st.fractions(Fraction(1, 2), 60, max_denominator=1000),
     st.integers(1, 4),

@@ -4,8 +4,9 @@
 
 Each call appends its frames as fragments of their own, and the encoder is drained at the end of each: after
 `GrowingVideo.append` returns no frame is held back, and no fragment refers to another. What a fragment holds
-is decided by its frames alone, so a file that was cut off and resumed is the file that would have been.
-A key frame begins each fragment: frames appended one at a time would all be key frames.
+is made from its frames alone, so a file that was cut off and resumed is the file that would have been, as far
+as x264 repeats itself: exactly at widths of whole 128 px, and to within its noise at others. A key frame
+begins each fragment: frames appended one at a time would all be key frames.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> Iterator
         InputError: there are no frames, or ``fps`` is not positive.
     """
     import av
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     if not fps > 0:
         raise InputError(f"{fps} frames per second is not positive: give a rate such as 8 or 30")
@@ -192,7 +192,12 @@ def encode(container: Any, frames: Iterable[np.ndarray], fps: float) -> Iterator
         if shape[0] % 2 or shape[1] % 2:
             frame = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = convert.reformat(picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = convert.reformat(
+            picture,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
         picture.pts, picture.time_base = count, 1 / stream.codec_context.framerate
         yield from stamped(stream.encode(picture))
     if stream is None:
