@@ -111,7 +111,7 @@ def ratio_table(bench: Bench, found: Outcomes, histories: Sequence[int]) -> Tabl
         tokens = bench.subject.tokens(above.point) / bench.subject.tokens(below.point)
         operations = bench.operations(above.point, 1) / bench.operations(below.point, 1)
         memory = bench.a_sample(above.point) / bench.a_sample(below.point)
-        clocks = [faster(below, above, clock) for clock in ("wall", "cpu")]
+        clocks = [faster(below, above, clock) for clock in bench.clocks.values()]
         return [times(value) for value in (tokens, operations, memory, *clocks)]
 
     rows = []
@@ -121,18 +121,23 @@ def ratio_table(bench: Bench, found: Outcomes, histories: Sequence[int]) -> Tabl
     return Table(
         title="Full history in units of packed, and packed in units of an image, at that batch",
         columns=(
-            *("history", "full: tokens", "FLOP", "MiB a sample", "time", "CPU time"),
-            *("packed: tokens", "FLOP", "MiB a sample", "time", "CPU time"),
+            *("history", "full: tokens", "FLOP", "MiB a sample", *bench.clocks),
+            *("packed: tokens", "FLOP", "MiB a sample", *bench.clocks),
         ),
         rows=tuple(rows),
         notes=(
-            "time: of a step, the median of the ratios of single rounds; CPU time: of all threads, hardly "
-            "moved by what else the machine is doing",
+            "time: of a step, the median of the ratios of single rounds",
+            *clock_note(bench),
         ),
     )
 
 
-def batch_table(found: Outcomes, memory: float, histories: Sequence[int]) -> Table:
+def clock_note(bench: Bench) -> list[str]:
+    told = "CPU time: of all threads, hardly moved by what else the machine is doing"
+    return [told] if "CPU time" in bench.clocks else []
+
+
+def batch_table(bench: Bench, found: Outcomes, memory: float, histories: Sequence[int]) -> Table:
     image = found[Point(IMAGE)]
     rows = []
     for history in histories:
@@ -141,8 +146,10 @@ def batch_table(found: Outcomes, memory: float, histories: Sequence[int]) -> Tab
             (
                 *(str(history), str(packed.batch), str(full.batch), over(packed.batch, full.batch)),
                 *(str(image.batch), over(packed.batch, image.batch)),
-                *(number(packed.rate), number(full.rate), times(faster(packed, full))),
-                *(number(image.rate), times(faster(packed, image))),
+                *(number(packed.rate), number(full.rate)),
+                *(times(faster(packed, full, clock)) for clock in bench.clocks.values()),
+                number(image.rate),
+                *(times(faster(packed, image, clock)) for clock in bench.clocks.values()),
             )
         )
     return Table(
@@ -150,11 +157,13 @@ def batch_table(found: Outcomes, memory: float, histories: Sequence[int]) -> Tab
         columns=(
             *("history", "packed", "full", f"packed/full (claim {BATCH_CLAIM:g} x)"),
             *("image", "packed/image (claim: alike)"),
-            *("packed, samples/s", "full", f"packed/full (claim {TIME_CLAIM:g} x)"),
-            *("image", "packed/image"),
+            *("packed, samples/s", "full"),
+            *(f"packed/full, {name} (claim {TIME_CLAIM:g} x)" for name in bench.clocks),
+            "image",
+            *(f"packed/image, {name}" for name in bench.clocks),
         ),
         rows=tuple(rows),
-        notes=left_out(found),
+        notes=(*clock_note(bench), *left_out(found)),
     )
 
 
@@ -175,10 +184,11 @@ def batch_findings(bench: Bench, found: Outcomes, memory: float, histories: Sequ
     """What the claims come to in this memory."""
     longest, image = max(histories), found[Point(IMAGE)].batch
     packed, full = found[Point(PACKED, longest)], found[Point(FULL, longest)]
-    speed = faster(packed, full)
+    clock_name, clock = list(bench.clocks.items())[-1]
+    speed = faster(packed, full, clock)
     work = bench.operations(full.point, 1) / bench.operations(packed.point, 1)
     faster_by = (
-        f"{times(speed)} as many samples a second" if speed else f"by operations alone {times(work)} as fast"
+        f"{times(speed)} as fast by {clock_name}" if speed else f"by operations alone {times(work)} as fast"
     )
     lines = [
         f"{memory:g} GiB, {longest} latent frames of history: batch {packed.batch} packed, {full.batch} with "
@@ -187,8 +197,11 @@ def batch_findings(bench: Bench, found: Outcomes, memory: float, histories: Sequ
     ]
     pairs = [(h, found[Point(PACKED, h)], found[Point(FULL, h)]) for h in histories]
     batches = {h: p.batch / max(f.batch, 1) for h, p, f in pairs}
-    speeds = {h: ratio for h, p, f in pairs if (ratio := faster(p, f)) is not None}
-    for claim, name, ratios in ((BATCH_CLAIM, "batch", batches), (TIME_CLAIM, "speed", speeds)):
+    speeds = {h: ratio for h, p, f in pairs if (ratio := faster(p, f, clock)) is not None}
+    for claim, name, ratios in (
+        (BATCH_CLAIM, "batch", batches),
+        (TIME_CLAIM, f"speed ({clock_name})", speeds),
+    ):
         reached = [h for h in ratios if all(ratio >= claim for at, ratio in ratios.items() if at >= h)]
         if ratios:
             told = f"from a history of {min(reached)} on" if reached else f"not up to {max(ratios)}"
@@ -332,7 +345,7 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
         ran = bench.run(fitting, options.repeats, tell)
         missing = [point for point in points if point not in ran]
         by_memory[memory] = ran | {p: Outcome(p, 0, bench.counted.peaks(p, 1)) for p in missing}
-        tables.append(batch_table(by_memory[memory], memory, histories))
+        tables.append(batch_table(bench, by_memory[memory], memory, histories))
         findings += batch_findings(bench, by_memory[memory], memory, histories)
     if options.plot is not None:
         plot(options.plot, bench, found, histories, options.batch)

@@ -271,7 +271,7 @@ def test_training(model, tmp_path, capsys):
 
 
 def test_a_lora_of_the_larger_family_is_counted_and_what_is_not_run_is_said(tmp_path, capsys):
-    size = ["--layers", "1", "--width", "128", "--size", "32", "32", "--history", "40", "--memory", "0.1"]
+    size = ["--layers", "1", "--width", "128", "--size", "32", "32", "--history", "40", "--memory", "0.05"]
     arguments = ["--config", "13b-lora", *size, "--limit", "0", *outputs(tmp_path)]
     assert load("training").main(arguments) == 0
     found = json.loads((tmp_path / "found.json").read_text())

@@ -56,6 +56,11 @@ class Bench:
         self._speed: tuple[float, float] | None = None
         """Operations, and operations a second, of the largest step so far."""
 
+    @property
+    def clocks(self) -> dict[str, str]:
+        """Fields of `Seconds` by name. A GPU's time is not that of the threads which keep it busy."""
+        return {"time": "wall"} | ({"CPU time": "cpu"} if self.device.type == "cpu" else {})
+
     def operations(self, point: Point, batch: int) -> int:
         return batch * self.counted.operations(point)
 
