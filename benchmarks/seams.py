@@ -277,10 +277,11 @@ def table_of(results: dict[str, Measured], options: argparse.Namespace) -> Table
         control = [cell(quantile(row.control, share)) for share in SHARES]
         for kind, clips in row.seams.items():
             seams = [cell(quantile(clips, share)) for share in SHARES]
-            rows.append((name, row.method, kind, str(sum(map(len, clips))), *seams, *control))
+            shown = name if row.method in (name, "-") else f"{name} ({row.method})"
+            rows.append((f"{shown}: {kind}", str(sum(map(len, clips))), *seams, *control))
     return Table(
         title=f"Seams, {options.clips} clips of {options.frames} frames",
-        columns=("", "order", "what meets", "borders", "median", "95th", "control", "control, 95th"),
+        columns=("", "borders", "median", "95th", "control", "control, 95th"),
         rows=tuple(rows),
         notes=(
             "difference to the frame before, mean distance in Lab, over the median of its neighbours': 1 is "
@@ -301,6 +302,7 @@ def plot(path: Path, results: dict[str, Measured]) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     scatter = np.random.default_rng(0)
+    low_end, high_end = 0.5, 2.0
     for place, (name, kind) in enumerate(rows):
         control = np.concatenate([np.asarray(clip, float) for clip in results[name].control])
         seams = np.concatenate([np.asarray(clip, float) for clip in results[name].seams[kind]])
@@ -310,9 +312,13 @@ def plot(path: Path, results: dict[str, Measured]) -> None:
         lanes = place + scatter.uniform(-0.22, 0.22, len(seams))
         axes.plot(seams, lanes, ".", ms=4, color="#c8552b", alpha=0.6, mew=0)
         axes.plot(np.nanmedian(seams), place, "|", ms=16, mew=2.5, color="#8f2f10")
+        low_end, high_end = min(low_end, low), max(high_end, high, np.nanmax(seams))
     axes.set_yticks(range(len(rows)), [f"{name}: {kind}" for name, kind in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low_end <= tick <= high_end]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.axvline(1, color="#33383d", lw=0.8)
     axes.set_xlabel("difference over its neighbours' median; grey: control, 5th to 95th percentile")
     axes.grid(axis="x", alpha=0.25)

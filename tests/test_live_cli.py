@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from framepack.cli import app
+from framepack.cli import app, main
 from framepack.generation.live import Live
 from framepack.generation.request import GenerateRequest
 from framepack.models.device import pick_dtype
@@ -47,6 +47,17 @@ def words(model: Path, *more: object) -> list[str]:
 def frames_of(content: bytes) -> list[np.ndarray]:
     with av.open(io.BytesIO(content)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def apart(one: bytes, other: bytes, first: int = 0) -> float:
+    """Mean difference of two videos' frames from a section on.
+
+    Of such small pictures x264 does not always make the same bytes: a section may be up to 2 apart from
+    itself, and is 3 or more from one of another prompt.
+    """
+    shown = [np.stack(frames_of(content)).astype(float)[first * SECTION :] for content in (one, other)]
+    assert shown[0].shape == shown[1].shape
+    return float(np.abs(shown[0] - shown[1]).mean())
 
 
 def made(model: Path, prompts: list[str]) -> bytes:
@@ -102,6 +113,7 @@ def test_it_is_no_faster_than_it_is_seen(
     """At most a section ahead, by a clock on which making it takes no time."""
     slept: list[float] = []
     clock = [0.0]
+
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         clock[0] += seconds
@@ -112,6 +124,49 @@ def test_it_is_no_faster_than_it_is_seen(
     assert CliRunner().invoke(app, say).exit_code == 0
     # Eight sections of 3 frames: after each but the first and the last it waits for one to be seen.
     assert slept == pytest.approx([SECTION / 8] * 6)
+
+
+def test_to_standard_output(model: Path) -> None:
+    say = words(model, "--prompt", FIRST, "--out", "-", "--fast", "--seconds", 3)
+    done = CliRunner().invoke(app, say)
+    assert done.exit_code == 0 and apart(done.stdout_bytes, made(model, [FIRST] * 8)) < 2
+    assert len(frames_of(done.stdout_bytes)) == 24 and "ended  24 frames, 3.00 s" in done.stderr
+
+
+def test_interrupted_before_there_is_anything_to_be_seen(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sections(self: Live) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(Live, "sections", sections)
+    monkeypatch.setattr(
+        sys, "argv", ["framepack", *words(model, "--prompt", FIRST, "--out", tmp_path / "x.mp4", "--json")]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr()
+    assert end.value.code == 130 and said.out == "" and "interrupted" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_waits_for_what_is_being_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GrowingVideo.append
+
+    def append(self: GrowingVideo, frames: np.ndarray) -> int:
+        if self.frames == 2 * SECTION:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, frames)
+
+    monkeypatch.setattr(GrowingVideo, "append", append)
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "x.mp4"
+    done = CliRunner().invoke(app, words(model, "--prompt", FIRST, "--out", out, "--fast", "--json"))
+    assert done.exit_code == 0 and json.loads(done.stdout)["frames"] == 3 * SECTION
+    assert len(frames_of(out.read_bytes())) == 3 * SECTION and signal.getsignal(signal.SIGINT) is before
 
 
 # --- as a process ---
@@ -193,7 +248,10 @@ def test_a_typed_line_is_the_prompt_and_an_interrupt_the_end(
     assert "Traceback" not in "\n".join(running.lines) and "Fatal" not in "\n".join(running.lines)
     content = out.read_bytes()
     assert told["frames"] == len(frames_of(content)) == SECTION * len(prompts)
-    assert content == made(model, prompts), "each section by the prompt that was told with it"
+    right = apart(content, made(model, prompts), switch - 1)
+    for wrong in (switch - 1, switch + 1):
+        others = [FIRST] * wrong + [SECOND] * (len(prompts) - wrong)
+        assert right < 0.6 * apart(content, made(model, others), switch - 1), "by the prompt told with it"
 
 
 def test_through_a_pipe_until_the_player_is_closed(model: Path, ended: list[Process]) -> None:
@@ -210,19 +268,9 @@ def test_through_a_pipe_until_the_player_is_closed(model: Path, ended: list[Proc
     running.process.stdout.close()
     assert running.end() == 0, running.lines
     assert "Traceback" not in "\n".join(running.lines) and "BrokenPipe" not in "\n".join(running.lines)
-    shown = frames_of(content)
-    whole = frames_of(made(model, [FIRST] * (1 + len(shown) // SECTION)))
-    assert len(shown) >= SECTION and all(np.array_equal(a, b) for a, b in zip(shown, whole, strict=False))
-
-
-def test_through_a_pipe_to_its_end(model: Path, ended: list[Process]) -> None:
-    say = words(model, "--prompt", FIRST, "--out", "-", "--fast", "--seconds", 3)
-    running = Process(say, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    ended.append(running)
-    assert running.process.stdout is not None
-    content = running.process.stdout.read()
-    assert running.end() == 0 and content == made(model, [FIRST] * 8)
-    assert len(frames_of(content)) == 24
+    shown = np.stack(frames_of(content)).astype(float)
+    whole = np.stack(frames_of(made(model, [FIRST] * (1 + len(shown) // SECTION)))).astype(float)
+    assert len(shown) >= SECTION and np.abs(shown - whole[: len(shown)]).mean() < 2
 
 
 # --- what cannot be ---
@@ -252,8 +300,6 @@ def test_what_cannot_be_used_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from framepack.cli import main
-
     monkeypatch.chdir(tmp_path)
     write_video("c.mp4", [np.zeros((SIZE, SIZE, 3), np.uint8)] * 4, 8)
     clip = Path("c.mp4").read_bytes()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -117,7 +117,8 @@ def live(
             progress.warn(warning)
         wanted = None if seconds is None else Timeline.from_seconds(seconds, fps=video.fps, stride=1).frames
         # Unbuffered: nothing is left that Python would write at its end, to a player that is gone.
-        target = place or getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+        stdout: Any = sys.stdout.buffer
+        target = place or getattr(stdout, "raw", stdout)
         told = {"prompt": video.config.prompt}
         with GrowingVideo(target, video.fps, told, overwrite=overwrite) as growing:
             threading.Thread(target=_listen, args=(video, progress), daemon=True).start()
