@@ -163,10 +163,10 @@ def _show(
         for section in video.sections():
             with _undisturbed():
                 growing.append(section.frames[: None if wanted is None else wanted - growing.frames])
-            made, spent = made + len(section.frames), spent + section.seconds
-            memory = [memory[0] or resident_memory(), resident_memory()]
-            frames, fps = growing.frames, video.fps
-            progress.live(section.index, frames, fps, made / spent, memory[1], section.prompt)
+                made, spent = made + len(section.frames), spent + section.seconds
+                memory = [memory[0] or resident_memory(), resident_memory()]
+                frames, fps = growing.frames, video.fps
+                progress.live(section.index, frames, fps, made / spent, memory[1], section.prompt)
             if frames == wanted:
                 break
             ahead = frames / fps - (time.perf_counter() - begun)
@@ -190,7 +190,7 @@ def _show(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let an interrupt wait for the end of the block, so that what is written is whole; not a second."""
+    """Let an interrupt wait for the end of the block, so that what is written is whole; not a second one."""
     asked = False
 
     def wait(number: int, frame: object) -> None:
