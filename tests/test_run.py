@@ -41,7 +41,7 @@ from framepack.models.bundle import Bundle
 from framepack.planning.method import Importance
 from framepack.planning.timeline import Timeline
 from framepack.video.io import read_video, write_video
-from tiny import SIZE, tiny_bundle
+from tiny import SIZE, look_alike, pictures_of, tiny_bundle
 
 METHODS = [
     "vanilla",
@@ -369,7 +369,7 @@ def test_what_was_made_anew_is_told_with_the_video_and_can_be_taken_back(tmp_pat
         return told["edits"]
 
     assert edits() == []
-    first = (tmp_path / "v.mp4").read_bytes()
+    first = pictures_of(tmp_path / "v.mp4")
     run = job(tmp_path, method="vanilla")
     run.redo(9, prompt="a blue star")
     run.redo(4)
@@ -378,11 +378,11 @@ def test_what_was_made_anew_is_told_with_the_video_and_can_be_taken_back(tmp_pat
         {"section": 9, "take": 1, "prompt": "a blue star", "seed": None},
     ]
     run.redo(9, prompt=run.config.prompt)
-    assert edits()[1] == {"section": 9, "take": 2, "prompt": "a red ball", "seed": None}
+    assert edits()[1] == {"section": 9, "take": 2, "prompt": None, "seed": None}
     run.restore(4)
     run.restore(9)
     assert made(list(run.events())) == [], "the first version is still on disk"
-    assert edits() == [] and (tmp_path / "v.mp4").read_bytes() == first
+    assert edits() == [] and look_alike(pictures_of(tmp_path / "v.mp4"), first)
     run.redo(9)
     assert edits() == [{"section": 9, "take": 3, "prompt": None, "seed": None}], (
         "noise that no take had before"

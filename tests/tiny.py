@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from framepack.codecs.frame import FrameAutoencoder
@@ -17,6 +18,7 @@ from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.schedule import Level, PackingSchedule, Tail
 from framepack.planning.method import METHODS, Importance, named_method
+from framepack.video.io import read_video
 
 CHANNELS, STRIDE, SIZE = 4, 8, 32
 BASE = (1, 1, 1)
@@ -90,3 +92,13 @@ def save_tiny(folder: Path) -> Path:
     """The same model as a folder, for ``--model``."""
     tiny_bundle().save(folder)
     return folder
+
+
+def pictures_of(video: Path) -> np.ndarray:
+    """Frames (F, H, W, 3) of a file. x264 gives other bytes for the same frames at widths like these."""
+    return np.stack([*read_video(video).frames]).astype(int)
+
+
+def look_alike(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether videos differ by no more than an encoder's noise."""
+    return first.shape == second.shape and float(np.abs(first - second).mean()) < 1

@@ -55,6 +55,7 @@ class Growth:
         self._video: GrowingVideo | None = None
         self._decoder: FrameDecoder | None = None
         self._rough: RoughVideo | None = None
+        self._before = {r["key"] for r in store.manifest.records if r["kind"] == "latents"}
         if waits(job.plan):
             place = job.places.workdir / rough.FILE
             self._rough = RoughVideo(place, job.bundle.codec, store.fetch, job.plan.shown)
@@ -69,7 +70,7 @@ class Growth:
     def add(self, stored: Stored) -> None:
         """Show what has become certain by these latents, and in orders that wait, roughly what is there."""
         self.advance()
-        if self._rough is not None and self._rough.add(stored.frames):
+        if self._rough is not None and self._rough.add(stored.frames, write=stored.key not in self._before):
             shown = self.job.config.frames
             self.emit(Grown(frame=self._rough.frames, frames=shown, path=self._rough.path, rough=True))
 

@@ -40,8 +40,11 @@ class RoughVideo:
     def frames(self) -> int:
         return len(self._pictures)
 
-    def add(self, frames: Sequence[int]) -> bool:
+    def add(self, frames: Sequence[int], *, write: bool = True) -> bool:
         """Take the latent frames of a section; whether the video was written anew.
+
+        Args:
+            write: false for what was there before the run went on.
 
         Raises:
             OutputError: it cannot be written.
@@ -54,7 +57,7 @@ class RoughVideo:
             self._every *= 2
             self._pictures = {at: kept for at, kept in self._pictures.items() if at % self._every == 0}
         self._added += 1
-        if not self._pictures or self._added < GROWTH * self._written:
+        if not write or not self._pictures or self._added < GROWTH * self._written:
             return False
         self._written = self._added
         fps = self._timeline.fps / self._timeline.stride / self._every
