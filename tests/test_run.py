@@ -500,4 +500,4 @@ def test_a_rough_video_of_any_length_has_few_frames(tmp_path: Path) -> None:
     video = RoughVideo(tmp_path / "p.mp4", tiny_bundle().codec, lambda frames: latents, timeline)
     written = sum(video.add(range(start, start + 50)) for start in reversed(range(0, 5000, 50)))
     assert 500 < video.frames <= 1200 and written < 40
-    assert read_video(tmp_path / "p.mp4").fps in (1, 2), "the last write may have been before the last halving"
+    assert read_video(tmp_path / "p.mp4").fps in (1, 2)  # the last write may precede the last halving
