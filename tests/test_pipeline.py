@@ -14,6 +14,7 @@ from framepack import FramePackPipeline
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError, ModelError, OutputError, UnknownNameError
 from framepack.generation.events import Finished, SectionFinished, Step
+from framepack.generation.given import Keyframe
 from framepack.video.io import read_video
 from tiny import CHANNELS, save_tiny, tiny_bundle
 
@@ -274,3 +275,15 @@ def test_a_refused_call_leaves_the_model_as_it_is(tmp_path: Path, monkeypatch: p
         with pytest.raises(ModelError, match="tokenizer"):
             latents(pipe, loras=[lora(tmp_path)])
     assert torch.equal(latents(pipe), plain)
+
+
+def test_pictures_at_other_times_and_loops(pipe: FramePackPipeline) -> None:
+    other = Image.fromarray(np.asarray(picture())[::-1].copy())
+    keyframes = [Keyframe(at=0.5, picture=other)]
+    given = {"method": "anti-drifting", "num_frames": 13}
+    made = latents(pipe, **given, last_image=np.asarray(other), keyframes=keyframes)
+    torch.testing.assert_close(made[:, 4], made[:, -1])
+    assert not torch.equal(made[:, 0], made[:, -1])
+    assert latents(pipe, **given, loop=True).shape == made.shape
+    with pytest.raises(InputError, match="does not exist"):
+        pipe(PROMPT, to_clip="none.mp4", **ASKED)

@@ -18,6 +18,7 @@ from framepack.conditioning.embeds import Conditioning, GivenConditioner
 from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Event
+from framepack.generation.given import Keyframe
 from framepack.generation.prepare import prepare, with_loras
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
@@ -333,8 +334,14 @@ class FramePackPipeline:
         seed = asked.pop("seed", None)
         if seed is None:
             seed = 0 if generator is None else draw_seed(generator)
+        last = read_picture(asked.pop("last_image", None))
+        ends = () if last is None else (Keyframe(picture=last),)
+        for name in ("from_clip", "to_clip"):
+            if asked.get(name) is not None:
+                asked[name] = Path(asked[name])
         return GenerateRequest(
             **said,
+            keyframes=(*asked.pop("keyframes", ()), *ends),
             image=read_picture(image),
             size="auto" if height is None else f"{width}x{height}",
             seed=seed,

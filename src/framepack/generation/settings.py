@@ -12,6 +12,7 @@ from PIL import Image
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError
+from framepack.generation.given import Keyframe
 from framepack.generation.request import MAX_SEED
 from framepack.models.lora import Lora
 from framepack.video.images import as_rgb
@@ -37,6 +38,9 @@ class Settings(TypedDict, total=False):
     prompt_embeds, negative_prompt_embeds: in place of the prompts; a tensor is (1, L, D), and families that
         take more than that need a ``Conditioning``.
     loras: for this call alone, in place of those that were loaded.
+    last_image: picture that the video ends on. keyframes: pictures at other times, ``Keyframe`` each.
+    from_clip, to_clip: video files that it goes on from and leads to, whose frames are its first and last;
+        copy_clips: shown as they are. loop: its end leads to its start.
     """
 
     negative_prompt: str
@@ -56,6 +60,12 @@ class Settings(TypedDict, total=False):
     prompt_embeds: Embeds | None
     negative_prompt_embeds: Embeds | None
     loras: Sequence[str | Path | Lora] | None
+    last_image: Picture | None
+    keyframes: Sequence[Keyframe]
+    from_clip: str | Path | None
+    to_clip: str | Path | None
+    copy_clips: bool
+    loop: bool
 
 
 def read_picture(image: Picture | None) -> Path | Image.Image | None:
