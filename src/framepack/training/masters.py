@@ -100,8 +100,8 @@ class Masters:
             optimiser.step()
         with torch.no_grad():
             self._publish()
-            for parameter in self.live.values():
-                parameter.grad = None
+            for parameter in (*self.live.values(), *self.master.values()):
+                parameter.grad = None  # nothing of it is held while the next is made
             if self.ema is not None:
                 # A plain mean at first: with the full decay the start would weigh for hundreds of steps.
                 keep = min(self.ema, self.updates / (self.updates + 1))
