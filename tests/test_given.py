@@ -25,7 +25,7 @@ from framepack.generation.selection import select
 from framepack.planning.planners import again, plan
 from framepack.planning.timeline import Timeline
 from framepack.video.io import read_video, write_video
-from tiny import SIZE, save_tiny, tiny_bundle, tiny_spec
+from tiny import SIZE, look_alike, pictures_of, save_tiny, tiny_bundle, tiny_spec
 
 FRAMES = 29
 ORDERS = ("vanilla", "f1", "anti-drifting", "inverted", "inverted-plain")
@@ -231,6 +231,53 @@ def test_two_sections_made_again_see_each_other_in_turn(tmp_path: Path) -> None:
     assert made(job(tmp_path, method="anti-drifting")) == [4], "the first one keeps what it was made from"
 
 
+def test_a_section_made_again_twice_leaves_what_saw_its_first_time(tmp_path: Path) -> None:
+    """The second saw what the first was by then; nobody asked for another one."""
+
+    def redo(section: int, *, restore: bool = False) -> list[int]:
+        run = job(tmp_path, method="anti-drifting")
+        if restore:
+            run.restore(section)
+        else:
+            run.redo(section, alone=True)
+        return made(job(tmp_path, method="anti-drifting"))
+
+    def other() -> torch.Tensor:
+        return latents_of(job(tmp_path, method="anti-drifting"), lambda event: None)[:, :, second]
+
+    run = job(tmp_path, method="anti-drifting")
+    list(run.events())
+    second = list(run.plan.sections[4].frames)
+    first = latents_of(run, lambda event: None)
+    assert [redo(3), redo(4)] == [[3], [4]]
+    kept = other()
+    assert redo(3) == [3] and torch.equal(other(), kept)
+    assert redo(3, restore=True) == [] and torch.equal(other(), kept)
+    assert redo(4, restore=True) == []
+    assert torch.equal(latents_of(job(tmp_path, method="anti-drifting"), lambda event: None), first)
+    assert json.loads((tmp_path / "v.json").read_text())["edits"] == []
+
+
+def test_an_edit_stays_with_its_section_when_the_story_changes_the_order(tmp_path: Path) -> None:
+    def planned(prompt: str) -> PreparedRun:
+        return job(tmp_path, method="planned", untrained=True, prompt=prompt)
+
+    run = planned("a red ball")
+    list(run.events())
+    changed = planned("[0s: a red ball] [1.5s: a blue box]")
+    where = {section.frames: section for section in changed.plan.sections}
+    index, moved = next(
+        (section.index, where[section.frames])
+        for section in run.plan.sections
+        if where[section.frames].index != section.index
+    )
+    run.redo(index, prompt="a blue star", alone=True)
+    list(run.events())
+    list(changed.events())
+    (edit,) = json.loads((tmp_path / "v.json").read_text())["edits"]
+    assert (edit["section"], edit["prompt"]) == (moved.index, "a blue star")
+
+
 def test_the_same_seed_makes_the_same_section(tmp_path: Path) -> None:
     found = []
     for _ in range(2):
@@ -256,13 +303,13 @@ def test_redo_from_the_folder_alone(tmp_path: Path) -> None:
         Keyframe(at=1.0, picture=tmp_path / "a.png"),
         Keyframe(picture=tmp_path / "a.png"),
     )
-    before = home.read_bytes()
+    before = pictures_of(home)
     done = run(app, ["redo", str(tmp_path / "run"), "--at", "0.5", "--seed", "4", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["section"] == 2 and not told["cached"] and home.read_bytes() != before
+    assert told["section"] == 2 and not told["cached"] and not look_alike(pictures_of(home), before)
     restored = run(app, ["redo", str(tmp_path / "run"), "--section", "2", "--restore", "--json"])
-    assert restored.exit_code == 0 and home.read_bytes() == before
+    assert restored.exit_code == 0 and look_alike(pictures_of(home), before)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +317,8 @@ def test_redo_from_the_folder_alone(tmp_path: Path) -> None:
     [
         (["--section", "99"], "this video has 1 to"),
         (["--at", "99"], "this video has 0 to"),
+        (["--at", "inf"], "this video has 0 to"),
+        (["--at=-1"], "this video has 0 to"),
         (["--at", "0", "--seed", "1"], "shows what was given"),
         (["--section", "1", "--at", "1"], "give one of"),
         ([], "give one of"),
@@ -321,10 +370,11 @@ def decoded(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["vanilla", "anti-drifting", "inverted"])
 def test_a_clip_goes_on(method: str, tmp_path: Path) -> None:
-    run = job(tmp_path, from_clip=clip(tmp_path, 10), frames=12, method=method)
+    source = clip(tmp_path, 10)
+    run = job(tmp_path, from_clip=source, frames=12, method=method)
     assert run.plan.shown.frames == 22 and run.plan.shown.known == tuple(range(10))
     whole = latents_of(run, lambda event: None)
-    own = torch.from_numpy(decoded(clip(tmp_path, 10))).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    own = torch.from_numpy(decoded(source)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     torch.testing.assert_close(whole[:, :, :10], tiny_bundle().codec.encode(own))
     first = next(s for s in run.plan.sections if 10 in s.frames)
     assert 9 in first.context_frames

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framepack.errors import InputError, OutputError, RunConflictError
+from framepack.errors import OutputError, RunConflictError
 from framepack.generation import manifest, store
 from framepack.generation.hashing import hash_json, hash_tensor, section_seed
 from framepack.generation.manifest import NAME, Manifest, read_log
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytes
         with monkeypatch.context() as patch:
             patch.setattr(manifest.os, "write", half)
             with pytest.raises(OutputError, match=r"No space left.*same command"):
-                opened.redo(0, 1)
+                opened.redo(0)
             with pytest.raises(OutputError, match="No space left"):
                 opened.add("new", 1, [3], latents(1, 1))
         assert (tmp_path / NAME).read_bytes() == before
@@ -230,14 +230,12 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path, monkeypatch: pytest
 def test_redo_is_remembered_and_adds_up(tmp_path: Path) -> None:
     filled(tmp_path)
     with RunStore(tmp_path, CONFIG) as opened:
-        assert opened.redo(2, 4) == Edit(1)
-        assert opened.redo(2, 4, "a box") == Edit(2, "a box")
-        assert opened.redo(2, 4) == Edit(3, "a box")
-        for section in (-1, 4):
-            with pytest.raises(InputError, match="0 to 3"):
-                opened.redo(section, 4)
+        assert opened.redo(6) == Edit(1)
+        assert opened.redo(6, "a box") == Edit(2, "a box")
+        assert opened.redo(6) == Edit(3, "a box")
     with RunStore(tmp_path, CONFIG) as opened:
-        assert opened.edits == {2: Edit(3, "a box")} and opened.sections == 4
+        assert opened.edits == {6: Edit(3, "a box")} and opened.sections == 4
+        assert opened.redo(6, told=True) == Edit(4)
 
 
 def test_hashes_tell_apart_what_differs() -> None:

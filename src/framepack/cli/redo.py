@@ -90,8 +90,8 @@ def _numbered(run: PreparedRun, section: int) -> int:
 def _showing(run: PreparedRun, seconds: float) -> int:
     """The section that makes what is seen at a time."""
     timeline = run.plan.shown
-    frame = int(seconds * timeline.fps + 1e-6) if seconds >= 0 else -1
-    if not 0 <= frame < timeline.frames:
+    frame = int(seconds * timeline.fps + 1e-6) if 0 <= seconds <= timeline.seconds else timeline.frames
+    if frame >= timeline.frames:
         raise InputError(f"at {seconds:g} s: this video has 0 to {timeline.seconds:.2f} s")
     latent = timeline.latent_of(frame)
     for section in run.plan.sections:

@@ -56,13 +56,22 @@ def fill(
             store.place(_known(job.config, store, [frame], job.config.image, partial(_framed, make)))
     made: list[Stored] = []
     for section in sections:
-        made.append(_made(job, store, maker, clock, emit, section, store.edits.get(section.index, Edit())))
+        made.append(
+            _made(job, store, maker, clock, emit, section, store.edits.get(section.frames[0], Edit()))
+        )
         on_stored(made[-1])
     # Afterwards, so that no other section sees them, and each of them sees all that is beside it.
-    for index, edit in store.retakes.items():
-        section = again(job.plan, sections[index])
-        made[index] = _made(job, store, maker, clock, emit, section, edit)
-        on_stored(made[index])
+    first, by_start = list(made), {section.frames[0]: section for section in sections}
+    for at, edit in store.retakes:
+        if at not in by_start:  # of a section that this story has no more
+            continue
+        section = by_start[at]
+        if edit is None:
+            made[section.index] = first[section.index]
+            _place(job, store, made[section.index])
+        else:
+            made[section.index] = _made(job, store, maker, clock, emit, again(job.plan, section), edit)
+        on_stored(made[section.index])
     return made
 
 

@@ -45,7 +45,7 @@ class Latents(Protocol):
 
 def prompts_of(config: RunConfig, section: Section, edit: Edit, timeline: Timeline) -> Mix:
     """What a section is told: the mix of its place in the script, unless it has a prompt of its own."""
-    if edit.prompt is None or edit.prompt == config.prompt:
+    if edit.prompt is None:
         return config.script.mix(section.spans[0], timeline)
     return ((edit.prompt, 1.0),)
 

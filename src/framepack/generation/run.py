@@ -23,7 +23,7 @@ from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
 from framepack.generation.request import GenerateRequest, check_prompt, check_seed
 from framepack.generation.saved import keep_request
-from framepack.generation.store import RunStore, Stored, finished_digest, output_digests
+from framepack.generation.store import Edit, RunStore, Stored, finished_digest, output_digests
 from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
@@ -109,14 +109,19 @@ class PreparedRun:
             InputError: there is no such section, or a prompt or seed that cannot be used.
             RunConflictError: the folder is in use.
         """
-        if prompt is not None:
+        at, told = self._start_of(section), prompt == self.config.prompt
+        if told:
+            prompt = None
+        elif prompt is not None:
             check_prompt(prompt)
-            if len(read_prompt(prompt).prompts) > 1 and prompt != self.config.prompt:
+            prompts = read_prompt(prompt).prompts
+            if len(prompts) > 1:
                 raise InputError(f"a section has one prompt, not several by time: take one out of '{prompt}'")
+            prompt = prompts[0]
         if seed is not None:
             check_seed(seed)
         with RunStore(self.places.workdir, self.config.to_json()) as store:
-            store.redo(section, len(self.plan.sections), prompt, seed=seed, alone=alone)
+            store.redo(at, prompt, seed=seed, alone=alone, told=told)
 
     def restore(self, section: int) -> None:
         """Have the next ``events`` take a section as it was first made; it is still on disk.
@@ -124,8 +129,22 @@ class PreparedRun:
         Raises:
             InputError: there is no such section. RunConflictError: the folder is in use.
         """
+        at = self._start_of(section)
         with RunStore(self.places.workdir, self.config.to_json()) as store:
-            store.restore(section, len(self.plan.sections))
+            store.restore(at)
+
+    def _start_of(self, section: int) -> int:
+        """The first latent frame of a section. Raises InputError: there is no such section."""
+        count = len(self.plan.sections)
+        if not 0 <= section < count:
+            raise InputError(f"section {section} does not exist: choose one of 0 to {count - 1}")
+        return self.plan.sections[section].frames[0]
+
+    def edits(self, store: RunStore) -> dict[int, Edit]:
+        """What was changed about sections, by their index."""
+        changes = store.changes
+        starts = {section.index: section.frames[0] for section in self.plan.sections}
+        return {index: changes[at] for index, at in starts.items() if at in changes}
 
 
 def run(job: PreparedRun, emit: Emit) -> None:
@@ -139,7 +158,7 @@ def run(job: PreparedRun, emit: Emit) -> None:
         emit(_started(job, store))
         if job.request is not None:
             keep_request(job.request, job.places.workdir)
-        told = settings(config, job.bundle.spec.name, store.changes)
+        told = settings(config, job.bundle.spec.name, job.edits(store))
         if _is_finished(job, store):
             job.places.write_config(told)
             emit(_finished(job, clock, cached=True))

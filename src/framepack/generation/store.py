@@ -24,7 +24,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from framepack.errors import InputError
 from framepack.generation.hashing import hash_json, hash_tensor
 from framepack.generation.manifest import Manifest, Record, unwritable, write_file
 from framepack.generation.tail import Tails
@@ -74,8 +73,10 @@ class RunStore:
         self._timeline: dict[int, tuple[Stored, int]] = {}
         self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
         self.tails = Tails(self.reference, self._latent)
+        # By the first latent frame of a section: its index changes with the order that a story is told in.
         self.edits: dict[int, Edit] = {}
-        self.retakes: dict[int, Edit] = {}
+        self.retakes: list[tuple[int, Edit | None]] = []
+        """Those made again by themselves, one after the other; None: as it was made with all the others."""
         try:
             (folder / FOLDER).mkdir(exist_ok=True)
             for part in (folder / FOLDER).glob("*.part"):  # of a process that was killed here
@@ -94,7 +95,7 @@ class RunStore:
             self._stored[stored.key] = stored
         elif record["kind"] == "edit":
             edit = Edit(record["take"], record["prompt"], record.get("seed"))
-            self._apply(record["section"], edit, alone=record.get("alone", False))
+            self._apply(record["at"], edit, alone=record["alone"])
 
     def __enter__(self) -> RunStore:
         return self
@@ -158,58 +159,62 @@ class RunStore:
 
     def redo(
         self,
-        section: int,
-        sections: int,
+        at: int,
         prompt: str | None = None,
         *,
         seed: int | None = None,
         alone: bool = False,
+        told: bool = False,
     ) -> Edit:
-        """Have a section made anew by the next run, with new noise and, if given, another prompt.
+        """Have the section that begins at a latent frame made anew by the next run, with new noise.
 
         Args:
+            prompt: its own from now on. Without one it keeps what it has, or, ``told``, takes the run's.
             seed: of its noise, in place of the run's. alone: sections that see it stay as they are, and it
                 sees what is after it as well; else they are made anew too.
-
-        Raises:
-            InputError: there is no such section.
         """
         # Past the highest take there ever was: after a restore too, other noise means new noise.
         edits = [record for record in self.manifest.records if record["kind"] == "edit"]
-        take = 1 + max((record["take"] for record in edits if record["section"] == section), default=0)
-        if prompt is None:
-            prompt = (self.retakes.get(section) or self.edits.get(section, Edit())).prompt
-        return self._edit(section, sections, Edit(take, prompt, seed), alone=alone)
+        take = 1 + max((record["take"] for record in edits if record["at"] == at), default=0)
+        if prompt is None and not told:
+            prompt = self.changes.get(at, Edit()).prompt
+        return self._edit(at, Edit(take, prompt, seed), alone=alone)
 
-    def restore(self, section: int, sections: int) -> Edit:
-        """Have the next run take a section as it was first made, with the run's own prompt.
-
-        Raises:
-            InputError: there is no such section.
-        """
-        return self._edit(section, sections, Edit(), alone=False)
+    def restore(self, at: int) -> Edit:
+        """Have the next run take a section as it was first made, with the run's own prompt."""
+        return self._edit(at, Edit(), alone=False)
 
     @property
     def prompts(self) -> list[str]:
         """Those that were changed."""
-        edits = (*self.edits.values(), *self.retakes.values())
-        return [edit.prompt for edit in edits if edit.prompt is not None]
+        edits = (*self.edits.values(), *(edit for _, edit in self.retakes))
+        return [edit.prompt for edit in edits if edit is not None and edit.prompt is not None]
 
     @property
     def changes(self) -> dict[int, Edit]:
-        """What was changed about each section, as it stands."""
-        return self.edits | self.retakes
+        """What was changed about each section, by its first latent frame, as it stands."""
+        found = dict(self.edits)
+        for at, edit in self.retakes:
+            found[at] = edit or self.edits.get(at, Edit())
+        return found
 
-    def _edit(self, section: int, sections: int, edit: Edit, *, alone: bool) -> Edit:
-        if not 0 <= section < sections:
-            raise InputError(f"section {section} does not exist: choose one of 0 to {sections - 1}")
-        self.manifest.append({"kind": "edit", "section": section, **asdict(edit), "alone": alone})
-        self._apply(section, edit, alone=alone)
+    def _edit(self, at: int, edit: Edit, *, alone: bool) -> Edit:
+        self.manifest.append({"kind": "edit", "at": at, **asdict(edit), "alone": alone})
+        self._apply(at, edit, alone=alone)
         return edit
 
-    def _apply(self, section: int, edit: Edit, *, alone: bool) -> None:
-        self.retakes.pop(section, None)  # the last one comes last: it sees those before it
-        (self.retakes if alone else self.edits)[section] = edit
+    def _apply(self, at: int, edit: Edit, *, alone: bool) -> None:
+        if not alone and not edit == self.edits.get(at, Edit()) == Edit():
+            self.edits[at] = edit
+            self.retakes = [retake for retake in self.retakes if retake[0] != at]
+            return
+        # Those before it stay in their order: what was made beside them saw them as they were.
+        if self.retakes and self.retakes[-1][0] == at:
+            self.retakes.pop()
+        if alone:
+            self.retakes.append((at, edit))
+        elif any(before == at for before, _ in self.retakes):
+            self.retakes.append((at, None))
 
     # --- the timeline ---
 
