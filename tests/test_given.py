@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from framepack.cli import app
-from framepack.errors import InputError
+from framepack.errors import InputError, OutputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import SectionFinished
 from framepack.generation.given import Keyframe, check_apart, given_clip, given_picture, latent_at
@@ -341,6 +341,38 @@ def test_what_cannot_be_made_again(words: list[str], told: str, tmp_path: Path) 
     assert CliRunner().invoke(app, say).exit_code == 0
     found = CliRunner().invoke(app, ["redo", str(tmp_path / "run"), *words])
     assert isinstance(found.exception, InputError) and told in str(found.exception)
+
+
+def test_redo_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    say = [
+        "generate",
+        "--prompt",
+        "a red ball",
+        "--model",
+        "model",
+        "--frames",
+        "9",
+        "--workdir",
+        "run",
+        "--out",
+        "v.mp4",
+    ]
+    assert CliRunner().invoke(app, say).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = CliRunner().invoke(app, ["redo", "../run", "--section", "1"])
+    assert done.exit_code == 0, (done.output, done.exception)
+
+
+@pytest.mark.parametrize("name", ["growing.mp4", "preview.mp4", "request.mp4"])
+def test_a_video_is_not_put_where_the_run_has_its_own(name: str, tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        asked = request(out=tmp_path / "run" / name, workdir=tmp_path / "run", overwrite=overwrite)
+        with pytest.raises(OutputError, match="the work folder has for itself: choose another name"):
+            prepare(asked, tiny_bundle())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

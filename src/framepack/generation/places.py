@@ -12,6 +12,7 @@ from typing import Any
 
 from framepack import __version__
 from framepack.errors import OutputError
+from framepack.generation import growth, rough, saved
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import RETOLD, check_folder, unwritable, write_file
@@ -19,6 +20,8 @@ from framepack.generation.store import Edit, output_digests
 from framepack.video.io import check_output
 
 OUTPUTS = Path("outputs")
+KEPT = (growth.FILE, rough.FILE, saved.FILE)
+"""Names in a work folder under which a video, or what is told of it, would be lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,16 @@ class Places:
         """Say whether the run may write to these places, writing nothing.
 
         Raises:
-            OutputError: a place that cannot be written; a file of another origin at ``out`` or beside
-                it, unless ``overwrite``.
+            OutputError: a place that cannot be written, or that the run itself needs; a file of another
+                origin at ``out`` or beside it, unless ``overwrite``.
             RunConflictError: a run folder of another configuration.
         """
         check_output(self.out, overwrite=True)
+        for place in (self.out, self.config):
+            if place.name in KEPT and place.absolute().parent.resolve() == self.workdir.resolve():
+                raise OutputError(
+                    f"'{place}' is a file that the work folder has for itself: choose another name for --out"
+                )
         records = check_folder(self.workdir, config.to_json())
         probe(self.workdir)
         if overwrite:

@@ -33,6 +33,7 @@ def keep_request(request: GenerateRequest, folder: Path) -> None:
         for field in fields(request)
         if field.name not in _HERE
     }
+    said |= {"model": _local(request.model), "parts": [*map(_local, request.parts)]}
     text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
     file = folder / FILE
     try:
@@ -40,6 +41,11 @@ def keep_request(request: GenerateRequest, folder: Path) -> None:
             write_file(file, text.encode())
     except OSError as error:
         raise unwritable(file, error) from error
+
+
+def _local(name: str) -> str:
+    """The name of a model or part, from anywhere: a path is made absolute, a hub id is none."""
+    return str(Path(name).absolute()) if Path(name).exists() and name != "bundled" else name
 
 
 def _plain(value: Any, folder: Path) -> Any:
