@@ -202,7 +202,7 @@ def check_apart(given: Sequence[Given], timeline: Timeline) -> None:
 
 
 def unseen(plan: Plan, given: Sequence[Given]) -> str | None:
-    """The first of what is known that a section beside it does not see, for people: the video would jump there.
+    """The first of what is known that a section beside it does not see, for people: there it would jump.
 
     In a loop the start is known at the end as well.
     """
