@@ -455,3 +455,12 @@ def test_a_clip_of_another_rate_and_size_is_converted_and_said(tmp_path: Path) -
 def test_clips_that_cannot_be_used(values: dict[str, object], told: str) -> None:
     with pytest.raises(InputError, match=told):
         select(request(**values), tiny_spec())
+
+
+def test_a_loops_first_section_is_not_made_again_alone(tmp_path: Path) -> None:
+    run = job(tmp_path, method="anti-drifting", loop=True)
+    list(run.events())
+    with pytest.raises(InputError, match="where its end leads"):
+        run.redo(0, alone=True)
+    run.redo(0)
+    assert 0 in made(job(tmp_path, method="anti-drifting", loop=True))

@@ -156,7 +156,7 @@ INTERNAL = {
     "framepack.models.variants": ["Variant", "kept_layers", "repeated_layers"],
     "framepack.generation.events": ["event_json"],
     "framepack.generation.prepare": ["encode_given", "prompt_warnings", "with_loras"],
-    "framepack.generation.request": ["check_prompt", "check_seed"],
+    "framepack.generation.request": ["check_prompt", "check_seed", "one_prompt"],
 }
 
 

@@ -86,3 +86,12 @@ def test_it_takes_a_forward_method_where_the_models_own_is_not() -> None:
 def test_what_cannot_be_live(values: dict[str, object], told: str) -> None:
     with pytest.raises(InputError, match=told):
         live(**values)
+
+
+def test_what_is_typed_is_read_as_a_prompt_is() -> None:
+    video = live()
+    video.prompt = "[0s: a blue star]"
+    assert video.prompt == "a blue star"
+    with pytest.raises(InputError, match="one prompt is wanted"):
+        video.prompt = "[0s: a blue star] [1s: a ball]"
+    assert video.prompt == "a blue star"

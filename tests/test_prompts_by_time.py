@@ -148,7 +148,7 @@ def test_a_prompt_of_its_own_overrides_the_script(tmp_path: Path) -> None:
     assert carry_out(run) == [5]
     record = next(r for r in reversed(read_log(tmp_path / "run")[1]) if r["kind"] == "latents")
     assert (record["take"], record["prompt"]) == (2, None)
-    with pytest.raises(InputError, match="a section has one prompt"):
+    with pytest.raises(InputError, match="one prompt is wanted"):
         run.redo(5, prompt=f"[0s: {RIGHT}] [1s: {LEFT}]")
     run.redo(5, prompt=r"[0s: a box \[2\]]")
     assert carry_out(run) == [5]

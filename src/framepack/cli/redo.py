@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ def redo(
         bool, typer.Option("--dependents", help="Make those that saw it again too.")
     ] = False,
     restore: Annotated[bool, typer.Option("--restore", help="Take it as it was first made.")] = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Make one section of a video again, from what is before and after it, and write the video anew.
@@ -60,7 +62,7 @@ def redo(
         with progress.busy("loading the model"):
             from framepack.generation.prepare import prepare  # brings PyTorch, which takes seconds
 
-            run = prepare(request)
+            run = prepare(replace(request, overwrite=overwrite))
         index = _showing(run, at) if at is not None else _numbered(run, section or 0)
         if restore:
             run.restore(index)

@@ -20,7 +20,7 @@ from framepack.generation.config import RunConfig, resolve
 from framepack.generation.decode import to_uint8
 from framepack.generation.maker import SectionMaker
 from framepack.generation.prepare import encode_given, prompt_warnings, with_loras
-from framepack.generation.request import GenerateRequest, check_prompt
+from framepack.generation.request import GenerateRequest, one_prompt
 from framepack.generation.selection import select
 from framepack.generation.store import Edit
 from framepack.generation.tail import Tails
@@ -128,7 +128,7 @@ class Live:
         self._maker = SectionMaker(self.config, self.bundle, self.clock, selection.picture)
         self._window, self._known = _Window(), Known()
         self._given = known[0].latents if known else None
-        self._prompt, self._lock = self.config.prompt, threading.Lock()
+        self._prompt, self._lock = script.prompts[0], threading.Lock()
 
     @property
     def prompt(self) -> str:
@@ -138,7 +138,7 @@ class Live:
     @prompt.setter
     def prompt(self, text: str) -> None:
         """Raises InputError: a prompt that cannot be used."""
-        check_prompt(text)
+        text = one_prompt(text)
         with self._lock:
             self._prompt = text
 

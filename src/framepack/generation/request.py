@@ -123,3 +123,12 @@ def check_prompt(text: str, name: str = "prompt") -> None:
         raise InputError(
             f"the {name} is not UTF-8 at character {error.start + 1}: give it as UTF-8 text"
         ) from error
+
+
+def one_prompt(text: str) -> str:
+    """A prompt that holds throughout, as it is read. Raises InputError: see ``check_prompt``, or several."""
+    check_prompt(text)
+    prompts = read_prompt(text).prompts
+    if len(prompts) > 1:
+        raise InputError(f"one prompt is wanted here, not several by time: take one out of '{text}'")
+    return prompts[0]

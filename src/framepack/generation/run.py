@@ -21,14 +21,13 @@ from framepack.generation.growth import Growth
 from framepack.generation.hashing import hash_file
 from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
-from framepack.generation.request import GenerateRequest, check_prompt, check_seed
+from framepack.generation.request import GenerateRequest, check_seed, one_prompt
 from framepack.generation.saved import keep_request
 from framepack.generation.store import Edit, RunStore, Stored, finished_digest, output_digests
 from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
 from framepack.planning.method import Method
 from framepack.planning.planners import Plan
-from framepack.planning.prompts import read_prompt
 from framepack.video.remux import copy_video
 
 if TYPE_CHECKING:
@@ -113,13 +112,14 @@ class PreparedRun:
         if told:
             prompt = None
         elif prompt is not None:
-            check_prompt(prompt)
-            prompts = read_prompt(prompt).prompts
-            if len(prompts) > 1:
-                raise InputError(f"a section has one prompt, not several by time: take one out of '{prompt}'")
-            prompt = prompts[0]
+            prompt = one_prompt(prompt)
         if seed is not None:
             check_seed(seed)
+        if alone and section == 0 and self.plan.loop:
+            raise InputError(
+                "the first section of a loop is where its end leads: it is not made again alone, but with "
+                "those that saw it (--dependents)"
+            )
         with RunStore(self.places.workdir, self.config.to_json()) as store:
             store.redo(at, prompt, seed=seed, alone=alone, told=told)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -54,7 +55,9 @@ def _plain(value: Any, folder: Path) -> Any:
     if isinstance(value, Image):
         file = folder / f"given-{picture_digest(value)[:12]}.png"
         if not file.is_file():
-            value.save(file)
+            made = io.BytesIO()
+            value.save(made, "PNG")
+            write_file(file, made.getvalue())
         return str(file.absolute())
     if isinstance(value, Script):
         return {"cues": value.to_json()}
