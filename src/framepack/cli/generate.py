@@ -15,7 +15,7 @@ from framepack.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from framepack.generation.events import Event, Finished
+    from framepack.generation.events import Finished
 
 SHEET_FRAMES, SHEET_COLUMNS = 15, 5
 
@@ -140,7 +140,6 @@ def generate(
     from framepack.cli.outputs import check_png, save_png
     from framepack.cli.progress import Progress
     from framepack.cli.story import with_storyboard
-    from framepack.generation.events import Finished
     from framepack.generation.request import GenerateRequest
     from framepack.models.lora import Lora
 
@@ -179,7 +178,6 @@ def generate(
         workdir=workdir,
         overwrite=overwrite,
     )
-    finished: Finished | None = None
     with Progress() as progress:
         with progress.busy("loading the model"):
             from framepack.generation.prepare import prepare  # brings PyTorch, which takes seconds
@@ -191,14 +189,7 @@ def generate(
         for warning in run.warnings:
             progress.warn(warning)
 
-        def told(event: Event) -> None:
-            nonlocal finished
-            progress.show(event)
-            if isinstance(event, Finished):
-                finished = event
-
-        run.carry_out(told)
-    assert finished is not None, "a run ends with Finished or an error"
+        finished = progress.follow(run)
     if sheet is not None:
         save_png(sheet_of(finished.out, title=run.config.prompt), sheet, source)
     progress.done(finished, sheet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,9 @@ from framepack.generation.events import (
     Started,
     Step,
 )
+
+if TYPE_CHECKING:
+    from framepack.generation.run import PreparedRun
 
 
 class Progress:
@@ -67,6 +71,19 @@ class Progress:
     def warn(self, message: str) -> None:
         """A line that stays above the bars."""
         self.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+    def follow(self, run: PreparedRun) -> Finished:
+        """Carry a run out, shown as it goes on."""
+        last: list[Event] = []
+
+        def told(event: Event) -> None:
+            self.show(event)
+            last[:] = [event]
+
+        run.carry_out(told)
+        (finished,) = last
+        assert isinstance(finished, Finished), "a run ends with Finished or an error"
+        return finished
 
     def show(self, event: Event) -> None:
         """Bring the bars up to date with one event."""

@@ -13,7 +13,6 @@ from framepack.cli import options
 from framepack.errors import InputError
 
 if TYPE_CHECKING:
-    from framepack.generation.events import Event, Finished
     from framepack.generation.run import PreparedRun
 
 
@@ -49,7 +48,6 @@ def redo(
     """
     from framepack.cli.generate import summary
     from framepack.cli.progress import Progress
-    from framepack.generation.events import Finished
     from framepack.generation.saved import load_request
 
     if (section is None) == (at is None):
@@ -57,7 +55,6 @@ def redo(
     if restore and (prompt is not None or seed is not None or dependents):
         raise InputError("--restore takes a section as it was: leave --prompt, --seed and --dependents out")
     request = load_request(workdir)
-    finished: Finished | None = None
     with Progress() as progress:
         with progress.busy("loading the model"):
             from framepack.generation.prepare import prepare  # brings PyTorch, which takes seconds
@@ -69,14 +66,7 @@ def redo(
         else:
             run.redo(index, prompt, seed=seed, alone=not dependents)
 
-        def told(event: Event) -> None:
-            nonlocal finished
-            progress.show(event)
-            if isinstance(event, Finished):
-                finished = event
-
-        run.carry_out(told)
-    assert finished is not None, "a run ends with Finished or an error"
+        finished = progress.follow(run)
     progress.done(finished)
     if as_json:
         typer.echo(json.dumps({"section": index + 1, **summary(finished)}))

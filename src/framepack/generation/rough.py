@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from framepack.generation.decode import Fetch, to_uint8
+from framepack.generation.decode import Fetch, preview
 from framepack.planning.timeline import Timeline
 from framepack.video.io import write_video
 
@@ -52,7 +51,7 @@ class RoughVideo:
         length = self._timeline.latent_frames
         for frame in frames:
             if frame < length and frame % self._every == 0:
-                self._pictures[frame] = self._picture(frame)
+                self._pictures[frame] = preview(self._codec, self._fetch, [frame])
         while len(self._pictures) > MOST:
             self._every *= 2
             self._pictures = {at: kept for at, kept in self._pictures.items() if at % self._every == 0}
@@ -63,7 +62,3 @@ class RoughVideo:
         fps = self._timeline.fps / self._timeline.stride / self._every
         write_video(self.path, (self._pictures[at] for at in sorted(self._pictures)), fps, overwrite=True)
         return True
-
-    @torch.inference_mode()
-    def _picture(self, frame: int) -> np.ndarray:
-        return to_uint8(self._codec.preview(self._fetch([frame]))[0]).cpu().numpy()[0]
