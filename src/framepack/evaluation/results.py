@@ -29,13 +29,17 @@ class Revisit:
     """How far what comes into view again is from what it was.
 
     away: for each comparison, the frames since the place was last in view. error: as many, 0 where it is the
-        same. video: the file, where there is one.
+        same. at: as many, the frame of the video in which the place is back, where that is known; it was last
+        in view ``away`` frames before. video: the file, where there is one. truth: the same walk as the world
+        draws it, where there is a file of it.
     """
 
     clip: str
     away: tuple[int, ...]
     error: tuple[float, ...]
+    at: tuple[int, ...] = ()
     video: Path | None = None
+    truth: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,10 @@ class RowResult:
     name: for people. notation: the method in the paper's string. note: one line on what it is.
     clips, revisits: what is there. wanted: clips that the row is to have in the end.
     training: (finished steps, all steps) of its fine-tune; None for a row without.
-    cost: by name, such as ``training_seconds``, ``generating_seconds``, ``samples``, ``context_tokens``.
-    paper: figures that the paper gives for it, by the paper's names for them.
+    cost: by name, such as ``training_seconds``, ``generating_seconds`` (of all its clips together),
+        ``samples``, ``context_tokens``.
+    paper: figures that the paper gives for it, by the paper's names for them: ``clarity`` is a score,
+        ``clarity drift`` its drift.
     reference: drawn by the world or filmed, not generated: what drift there is without any drifting.
     """
 
@@ -73,6 +79,7 @@ class SuiteResult:
 
     command: the line that was typed. settings: plain values that decided the result: model, seed, clips,
         frames, steps, budget. machine: where it was made, for people.
+    unavailable: by metric one line on why there are no scores of it.
     """
 
     suite: str
@@ -81,3 +88,4 @@ class SuiteResult:
     rows: tuple[RowResult, ...]
     settings: Mapping[str, object] = field(default_factory=dict)
     machine: str = ""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
