@@ -26,8 +26,7 @@ from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
-from framepack.packing.notation import MAX_FRAMES
-from framepack.packing.schedule import Kernel, Level, PackingSchedule
+from framepack.packing.schedule import Kernel, PackingSchedule, unpacked
 from framepack.planning.method import Method
 from shared.report import Report, Table, carry_out, check_file, machine
 from shared.runs import MIB, RunCost, SectionCost, measure
@@ -67,14 +66,10 @@ def windows(sections: Sequence[SectionCost], size: int, warm_up: int) -> list[Wi
     return found
 
 
-def full_history(method: Method, base: Kernel, latent_frames: int) -> str:
-    """A schedule that keeps every known latent frame at the base kernel, in the notation.
-
-    Where the method looks across the gap, what lies there is kept whole too.
-    """
-    sizes = [MAX_FRAMES] * (latent_frames // MAX_FRAMES) + [latent_frames % MAX_FRAMES]
-    levels = tuple(Level(size, base) for size in sizes if size)
-    return str(PackingSchedule(levels, end=levels if method.schedule.end else ()))
+def full_history(method: Method, base: Kernel, latent_frames: int) -> PackingSchedule:
+    """Every known latent frame at the base kernel; also across the gap, where the method looks there."""
+    whole = unpacked(latent_frames, base)
+    return replace(whole, end=whole.levels if method.schedule.end else ())
 
 
 def request_for(options: argparse.Namespace, spec: ModelSpec, sections: int) -> GenerateRequest:
@@ -96,7 +91,7 @@ def baseline_request(options: argparse.Namespace, spec: ModelSpec, sections: int
     request = request_for(options, spec, sections)
     method = spec.method(options.method, untrained=True)
     schedule = full_history(method, spec.base_kernel, (sections + 1) * method.section_size)
-    return replace(request, schedule=schedule, untrained=True)
+    return replace(request, schedule=str(schedule), untrained=True)
 
 
 def out_of_hand(cost: RunCost) -> bool:

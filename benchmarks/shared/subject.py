@@ -21,7 +21,7 @@ from framepack.models.families import spec_for
 from framepack.models.loading import load_part, load_transformer
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
-from framepack.packing.schedule import Kernel, PackingSchedule
+from framepack.packing.schedule import Kernel
 from framepack.planning.method import Method
 from framepack.planning.planners import plan
 from framepack.planning.positions import is_backward
@@ -82,7 +82,7 @@ def section_of(method: Method, point: Point, base: Kernel) -> Section:
     if point.kind == IMAGE:
         return _only(Timeline(frames=1, fps=1.0, stride=1), replace(method, absent="drop"))
     if point.kind == FULL:
-        schedule = PackingSchedule.parse(full_history(method, base, max(history, 1)))
+        schedule = full_history(method, base, max(history, 1))
         # F1 alone shows its start frame twice.
         order = "vanilla" if method.order == "f1" else method.order
         method = replace(method.with_schedule(schedule), absent="drop", order=order)

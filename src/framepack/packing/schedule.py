@@ -310,6 +310,21 @@ def released(base: Kernel) -> PackingSchedule:
     return PackingSchedule((Level(16, scaled(base, 4)), Level(2, scaled(base, 2)), Level(1, base)))
 
 
+def unpacked(frames: int, base: Kernel) -> PackingSchedule:
+    """The nearest ``frames`` latent frames of history, each at the base kernel, and nothing of older ones.
+
+    Full history of a video that is no longer than that, a sliding window over one that is.
+
+    Raises:
+        InputError: no frames.
+    """
+    if frames < 1:
+        raise InputError(f"history of {frames} latent frames: give at least 1")
+    whole, left = divmod(frames, notation.MAX_FRAMES)
+    sizes = [*([left] if left else []), *[notation.MAX_FRAMES] * whole]
+    return PackingSchedule(tuple(Level(size, base) for size in sizes))
+
+
 def _geometric(base: Kernel) -> PackingSchedule:
     """1, 1/2, 1/4, 1/8, 1/16, older frames sharing the last term: 2 L_f."""
     return PackingSchedule.from_lambda(2.0, base)
