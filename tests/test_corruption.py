@@ -18,8 +18,8 @@ from framepack.training.config import ObjectiveConfig
 from framepack.training.corruption import (
     CorruptionConfig,
     RolloutConfig,
+    added,
     corrupt,
-    noised,
     own_history,
     sections_to_make,
     strengths,
@@ -44,6 +44,9 @@ class Clips:
 
     def draw(self, rng, count):
         return rng.integers(0, 3, count).tolist()
+
+    def offsets(self, rng, clips, frames):
+        return rng.integers(0, FRAMES - frames + 1, len(clips)).tolist()
 
     def scene(self, clip):
         return SimpleNamespace(words=lambda first, stop: ("red", "ball") if first % 2 else ("blue", "box"))
@@ -90,16 +93,8 @@ def test_strengths_of_a_list():
 def test_noise_is_in_proportion_to_the_spread_of_its_channel_and_to_its_frame():
     history = torch.zeros(1, CHANNELS, 2, 64, 64)
     noise = torch.randn(history.shape, generator=torch.Generator().manual_seed(0))
-    found = noised(history, torch.tensor([[0.1, 0.5]]), SPREAD, noise, "add").std(dim=(0, 3, 4))
+    found = added(history, torch.tensor([[0.1, 0.5]]), SPREAD, noise).std(dim=(0, 3, 4))
     torch.testing.assert_close(found, SPREAD[:, None] * torch.tensor([0.1, 0.5]), rtol=0.05, atol=0)
-
-
-def test_mixed_noise_is_on_the_path_of_the_flow():
-    history, noise = torch.randn(2, 2, CHANNELS, 3, *GRID)
-    found = noised(history, torch.tensor([[0.0], [1.0]]), SPREAD, noise, "mix")
-    assert torch.equal(found[0], history[0]) and torch.equal(found[1], noise[1])
-    half = noised(history, torch.full((2, 3), 0.25), SPREAD, noise, "mix")
-    torch.testing.assert_close(half, history.lerp(noise, 0.25))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ class MaskedWan(WanAttnProcessor):
     """diffusers' own self-attention under a mask over the whole sequence."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        cos, sin, noisy, _ = rotary_emb
+        cos, sin, noisy = rotary_emb[:3]
         tokens = hidden_states.shape[1]
         mask = seen_by(tokens, tokens - noisy)
         return super().__call__(attn, hidden_states, None, mask, (cos, sin))
@@ -138,7 +138,7 @@ class MaskedHunyuanVideo(HunyuanVideoAttnProcessor2_0):
     def __call__(
         self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None
     ):
-        cos, sin, noisy, _ = image_rotary_emb
+        cos, sin, noisy = image_rotary_emb[:3]
         latents = hidden_states.shape[1]
         mask = seen_by(latents + encoder_hidden_states.shape[1], latents - noisy)[None, None]
         if attention_mask is not None:

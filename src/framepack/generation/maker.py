@@ -18,15 +18,15 @@ from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.generation.tail import Tails
 from framepack.models.bundle import Bundle
-from framepack.packing.context import LevelPlan, pack
-from framepack.packing.discretisation import discretized
+from framepack.packing.context import LevelPlan
 from framepack.planning.method import Method
 from framepack.planning.script import Mix
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
 from framepack.sampling.grids import section_sigmas
 from framepack.sampling.guidance import cfg_zero_star, classifier_free
-from framepack.sampling.section import context_timestep, sample_section
+from framepack.sampling.section import sample_section
+from framepack.sampling.shown import history_generator, shown, without_history
 from framepack.sampling.solvers import solver_of
 
 if TYPE_CHECKING:
@@ -130,18 +130,17 @@ class SectionMaker:
         steps = config.steps if pyramid is None else pyramid.steps_of(section.index, config.steps)
         with self.clock("pack"):
             noise = self._noise(section, edit)
-            context = pack(
+            book = self.bundle.codebook
+            context = shown(
                 section,
+                method,
                 store.fetch,
                 noise,
                 aligned=model.config.aligned,
-                timestep=context_timestep(method),
+                generator=history_generator(noise_seed(config, section, edit)),
+                centroids=None if book is None else book.centroids,
                 tail=lambda level: tail_latents(section, level, store),
-            )
-            if method.discretized:
-                assert self.bundle.codebook is not None, str(method)
-                context = discretized(context, section, self.bundle.codebook.centroids)
-            context = context.to(self.device, self.dtype)
+            ).to(self.device, self.dtype)
             prompt = mixed([(self._encode(prompt), weight) for prompt, weight in told])
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
         with self.clock("sample"):
@@ -156,6 +155,8 @@ class SectionMaker:
                 sigmas=section_sigmas(steps, config.shift, noise.shape[2:], kernel, config.sigmas),
                 solver=solver_of(config.solver, spec, config.guidance),
                 guide=cfg_zero_star if pyramid is not None and pyramid.cfg_zero else classifier_free,
+                history_guidance=method.history_guidance,
+                without=without_history(context, method),
                 on_step=on_step,
             )
             return latents[0].float().cpu()

@@ -4,13 +4,16 @@ Wan's blocks stay as they are and hand on what they are given, so the number of 
 last of the sequence, travels with the prompt and with the phases; the processors here take it off again.
 
 Isolated history attends to nothing but history. At a timestep of 0 its keys and values are then the same in
-every step of a section: they are computed in the first one, and kept in a `Memory`.
+every step of a section: they are computed in the first one, and kept in a `Memory`. Causal history is
+isolated, and each of its tokens attends only to those of its own time and of earlier ones (Yin and others
+2025, "CausVid").
 
 Legend: B batch, n tokens of the sequence, L prompt tokens, D width, d head dimension.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -36,16 +39,37 @@ class SplitPrompt(NamedTuple):
     noisy: int
 
 
+class TimeOrder(NamedTuple):
+    """Tokens of history by time.
+
+    order: their places (n,), earliest first; None where they stand so. ends: for every time in turn, how
+        many tokens are of it or earlier.
+    """
+
+    order: torch.Tensor | None
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, context: PackedContext, device: torch.device) -> TimeOrder:
+        """A token of several frames has the time of the last."""
+        times = torch.cat([level.times for level in context.levels])
+        ordered, order = times.sort(stable=True)
+        ends = ordered.unique_consecutive(return_counts=True)[1].cumsum(0)
+        return cls(None if torch.equal(ordered, times) else order.to(device), tuple(ends.tolist()))
+
+
 class SplitPhases(NamedTuple):
     """Rotary cos and sin (1, n, 1, d), and how many tokens at the end of the sequence are noisy.
 
     memory: takes the keys and values of a sequence with history, and gives them to one without.
+    times: of causal history, else None.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
     noisy: int
     memory: Memory | None = None
+    times: TimeOrder | None = None
 
 
 class GuidedCrossAttnProcessor(WanAttnProcessor):
@@ -103,7 +127,7 @@ class HistoryAttnProcessor(WanAttnProcessor):
 
         if self.isolated:
             assert attention_mask is None
-            out = attend_isolated(self, attn, query, key, value, history, rotary_emb.memory)
+            out = attend_isolated(self, attn, query, key, value, history, rotary_emb)
         else:
             out = _attend(self, query, key, value, attention_mask)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
@@ -116,17 +140,19 @@ def attend_isolated(
     key: torch.Tensor,
     value: torch.Tensor,
     history: int,
-    memory: Memory | None = None,
+    phases: SplitPhases,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention (B, n, heads, d) in which the first ``history`` tokens see each other, the others see all.
 
-    Two calls, so that no mask of n x n is needed.
+    Two calls, or one for every time of causal history, so that no mask of n x n is needed.
 
     Args:
-        memory: filled where there is history. Where there is none, what it holds is put before the keys.
+        phases: with the memory, which is filled where there is history. Where there is none, what it holds
+            is put before the keys.
         mask: (B, 1, 1, n) of the keys, remembered ones included; all of history must be shown.
     """
+    memory = phases.memory
     if memory is not None and history:
         memory.held[attn] = key[:, :history], value[:, :history]
     elif memory is not None and attn in memory.held:
@@ -134,10 +160,28 @@ def attend_isolated(
         key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
     parts = []
     if history:
-        parts.append(_attend(processor, query[:, :history], key[:, :history], value[:, :history], None))
+        own = query[:, :history], key[:, :history], value[:, :history]
+        if phases.times is None:
+            parts.append(_attend(processor, *own, None))
+        else:
+            parts.append(_attend_causal(processor, *own, phases.times))
     if query.shape[1] > history:
         parts.append(_attend(processor, query[:, history:], key, value, mask))
     return torch.cat(parts, dim=1)
+
+
+def _attend_causal(
+    processor: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, times: TimeOrder
+) -> torch.Tensor:
+    """Attention (B, n, heads, d) of history in which every token sees its own time and earlier ones."""
+    if times.order is not None:
+        query, key, value = (part[:, times.order] for part in (query, key, value))
+    seen = [
+        _attend(processor, query[:, start:end], key[:, :end], value[:, :end], None)
+        for start, end in pairwise((0, *times.ends))
+    ]
+    out = torch.cat(seen, dim=1)
+    return out if times.order is None else out[:, times.order.argsort()]
 
 
 def _attend(
@@ -193,7 +237,7 @@ class IsolatedHunyuanVideoAttnProcessor(HunyuanVideoAttnProcessor2_0):
                 streams[0] = apply_rotary_emb(streams[0], image_rotary_emb[:2], sequence_dim=1)
             parts.append(torch.cat(streams, dim=1))
         query, key, value = parts
-        out = attend_isolated(self, attn, query, key, value, history, image_rotary_emb.memory, attention_mask)
+        out = attend_isolated(self, attn, query, key, value, history, image_rotary_emb, attention_mask)
         seen = out.flatten(2, 3).to(query.dtype)
         shown, said = seen[:, :latents], seen[:, latents:]
         if getattr(attn, "to_out", None) is not None:
@@ -207,12 +251,17 @@ def check_isolated(context: PackedContext) -> None:
     """Refuse history that changes from step to step.
 
     Raises:
-        InputError: it has the timestep of the noisy frames.
+        InputError: it has the timestep of the noisy frames, or noise of its own.
     """
     if context.timestep != 0:
         raise InputError(
             "this model has isolated history, whose timestep is 0, and the method gives it that of the noisy "
             "frames: use a method with history timestep 'zero'"
+        )
+    if any(level.timestep is not None for level in context.levels):
+        raise InputError(
+            "this model has isolated history, whose timestep is 0, and the method gives it noise and the "
+            "timestep of that: use a method without history noise"
         )
 
 

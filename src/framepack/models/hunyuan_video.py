@@ -174,14 +174,17 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
     def base_projection(self) -> nn.Conv3d:
         return self.x_embedder.proj
 
-    def isolate(self) -> None:
+    def isolate(self, *, causal: bool = False) -> None:
         """Have history attend to history only from now on: a model must be trained so, or trained on.
 
         What it computes of the history is then the same in every step of a section, and computed once.
 
         Raises:
-            ModelError: blocks that cannot give the context a timestep of 0.
+            ModelError: blocks that cannot give the context a timestep of 0; causal history, which only
+                models of the Wan family can have.
         """
+        if causal:
+            raise ModelError("causal history is for models of the Wan family: leave causal_history out")
         if self.config.image_condition_type != "token_replace":
             raise ModelError(
                 "isolated history needs a timestep of 0, which these blocks cannot give it: adopt the base "
@@ -307,6 +310,11 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
         temb, clean = self.time_text_embed(timestep, conditioning.pooled, scale)
         if context.timestep is None:
             return temb, temb
+        if any(level.timestep is not None for level in context.levels):
+            raise InputError(
+                "this model cannot give history a timestep of noise of its own: use a method without history "
+                "noise"
+            )
         if clean is None or context.timestep != 0:
             raise InputError(
                 f"this model cannot give history a timestep of {context.timestep:g}, only that of the noisy "

@@ -21,10 +21,11 @@ from framepack.models.history_attention import (
     HistoryAttnProcessor,
     SplitPhases,
     SplitPrompt,
+    TimeOrder,
     amplify_history,
 )
 from framepack.models.packed import PackedTransformer
-from framepack.packing.context import EMPTY, Memory, PackedContext
+from framepack.packing.context import EMPTY, PackedContext
 from framepack.packing.kernels import PatchKernels
 from framepack.packing.rope import axis_dims, phases
 from framepack.packing.schedule import Kernel
@@ -41,7 +42,11 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         guided_cross_attention: only the noisy tokens attend to the prompt.
         history_scale: the keys of history are scaled in self-attention: ``scalar``, ``per_head`` or None.
         isolated_history: history attends to history only, and needs a timestep of 0; see ``isolate``.
+        causal_history: what is isolated attends to its own time and earlier ones only.
         Others as in ``diffusers.WanTransformer3DModel``.
+
+    Raises:
+        ModelError: causal history that is not isolated.
     """
 
     _cp_plan = None  # phases and tokens are concatenated here; Wan's own plan would split them one by one
@@ -77,6 +82,7 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         guided_cross_attention: bool = False,
         history_scale: str | None = None,
         isolated_history: bool = False,
+        causal_history: bool = False,
     ) -> None:
         super().__init__(
             patch_size=patch_size,
@@ -96,6 +102,8 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
             rope_max_seq_len=rope_max_seq_len,
             pos_embed_seq_len=pos_embed_seq_len,
         )
+        if causal_history and not isolated_history:
+            raise ModelError("causal_history is a kind of isolated_history: set both")
         width = num_attention_heads * attention_head_dim
         self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
         if history_scale is not None:
@@ -156,12 +164,15 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
             if self.config.isolated_history:
                 block.attn1.set_processor(HistoryAttnProcessor(isolated=True))
 
-    def isolate(self) -> None:
+    def isolate(self, *, causal: bool = False) -> None:
         """Have history attend to history only from now on: a model must be trained so, or trained on.
 
         What it computes of the history is then the same in every step of a section, and computed once.
+
+        Args:
+            causal: and to no time after its own.
         """
-        self.register_to_config(isolated_history=True)
+        self.register_to_config(isolated_history=True, causal_history=causal)
         self._guide()
 
     @property
@@ -201,16 +212,20 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         noisy = x.shape[1]
         turns = self._phases(positions, (h, w), base, context, x.device)
         memory = self._memory(context)
+        times = None
+        if self.config.causal_history and context.levels:
+            times = TimeOrder.of(context, x.device)
         if memory is None:
-            x = torch.cat([*self._history(context), x], dim=1).contiguous()
+            history = self._history(context)
+            timestep = self._timesteps(timestep, [tokens.shape[1] for tokens in history], noisy, context)
+            x = torch.cat([*history, x], dim=1).contiguous()
         else:
             if not memory.held:
-                history = torch.cat(self._history(context), dim=1).contiguous()
-                past = tuple(part[:, :-noisy] for part in turns)
-                self._run(history, torch.zeros_like(timestep), conditioning, past, 0, memory)
+                tokens = torch.cat(self._history(context), dim=1).contiguous()
+                past = SplitPhases(turns[0][:, :-noisy], turns[1][:, :-noisy], 0, memory, times)
+                self._run(tokens, torch.zeros_like(timestep), conditioning, past)
             turns = (turns[0][:, -noisy:], turns[1][:, -noisy:])
-        timestep = self._timesteps(timestep, x.shape[1], noisy, context)
-        x, temb = self._run(x, timestep, conditioning, turns, noisy, memory)
+        x, temb = self._run(x, timestep, conditioning, SplitPhases(*turns, noisy, memory, times))
 
         x = x[:, -noisy:]
         if timestep.ndim == 2:
@@ -231,9 +246,7 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         x: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: Conditioning,
-        turns: tuple[torch.Tensor, ...],
-        noisy: int,
-        memory: Memory | None,
+        phases: SplitPhases,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (B, n, D) through the blocks, and the embedding of the timesteps, (B,) or (B, n)."""
         per_token = timestep.ndim == 2
@@ -247,9 +260,9 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         if image is not None:
             prompt = torch.concat([image, prompt], dim=1)
         if self.config.guided_cross_attention:
-            prompt = SplitPrompt(prompt, noisy)
+            prompt = SplitPrompt(prompt, phases.noisy)
         split = self.config.history_scale is not None or self.config.isolated_history
-        rotary = SplitPhases(turns[0], turns[1], noisy, memory) if split else turns
+        rotary = phases if split else phases[:2]
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -279,10 +292,16 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         return cos, sin
 
     @staticmethod
-    def _timesteps(timestep: torch.Tensor, length: int, noisy: int, context: PackedContext) -> torch.Tensor:
-        """(B,) when history shares the noisy timestep, else (B, length)."""
-        if context.timestep is None or length == noisy:
+    def _timesteps(
+        timestep: torch.Tensor, history: list[int], noisy: int, context: PackedContext
+    ) -> torch.Tensor:
+        """(B,) when history, of so many tokens by level, shares the noisy timestep, else (B, n)."""
+        if context.timestep is None or not history:
             return timestep
-        rows = timestep[:, None].repeat(1, length)
-        rows[:, :-noisy] = context.timestep
+        rows = timestep[:, None].repeat(1, sum(history) + noisy)
+        at = 0
+        for level, tokens in zip(context.levels, history, strict=True):
+            own = context.timestep if level.timestep is None else level.timestep[:, None]
+            rows[:, at : at + tokens] = own
+            at += tokens
         return rows

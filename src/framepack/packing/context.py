@@ -60,12 +60,32 @@ class ContextTensors:
     """One level: latents (B, C, N, h, w), positions (N,) and the kernel that patchifies them.
 
     ``pool`` says by how much the latents were shrunk beforehand, for the phases of their tokens.
+    ``timestep`` (B,) is its own; None gives it that of the context.
     """
 
     latents: torch.Tensor
     positions: torch.Tensor
     kernel: Kernel
     pool: Kernel = (1, 1, 1)
+    timestep: torch.Tensor | None = None
+
+    @property
+    def times(self) -> torch.Tensor:
+        """The last time index (n,) that each of its tokens covers, in their order."""
+        last = self.positions
+        for size in (self.pool[0], self.kernel[0]):
+            last = torch.stack([part.max() for part in last.split(size)])
+        spots = [-(-side // k) for side, k in zip(self.latents.shape[3:], self.kernel[1:], strict=True)]
+        return last.repeat_interleave(spots[0] * spots[1])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ContextTensors:
+        timestep = None if self.timestep is None else self.timestep.to(device)
+        return replace(self, latents=self.latents.to(device, dtype), timestep=timestep)
+
+    def repeated(self, times: int) -> ContextTensors:
+        """The same level for a batch ``times`` as large."""
+        timestep = None if self.timestep is None else self.timestep.repeat(times)
+        return replace(self, latents=self.latents.repeat(times, 1, 1, 1, 1), timestep=timestep)
 
 
 class Memory:
@@ -97,18 +117,13 @@ class PackedContext:
         return replace(self, memory=Memory())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PackedContext:
-        levels = tuple(
-            ContextTensors(x.latents.to(device, dtype), x.positions, x.kernel, x.pool) for x in self.levels
-        )
+        levels = tuple(level.to(device, dtype) for level in self.levels)
         aligned = None if self.aligned is None else self.aligned.to(device, dtype)
         return PackedContext(levels, aligned, self.timestep)
 
     def repeated(self, times: int) -> PackedContext:
         """The same context for a batch ``times`` as large."""
-        levels = tuple(
-            ContextTensors(x.latents.repeat(times, 1, 1, 1, 1), x.positions, x.kernel, x.pool)
-            for x in self.levels
-        )
+        levels = tuple(level.repeated(times) for level in self.levels)
         aligned = None if self.aligned is None else self.aligned.repeat(times, 1, 1, 1, 1)
         return PackedContext(levels, aligned, self.timestep)
 

@@ -35,6 +35,12 @@ def _integer(what: str, value: object, low: int, high: int) -> None:
         raise InputError(f"{what} {value!r} must be a whole number from {low} to {high}")
 
 
+def _number(what: str, value: object, high: float, rule: str) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (fits and 0 <= value <= high):  # type: ignore[operator]
+        raise InputError(f"{what} {value!r} must be {rule}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Importance:
     """How history frames are ranked before they are packed (FramePack, section 3.2).
@@ -52,8 +58,7 @@ class Importance:
     def __post_init__(self) -> None:
         _choice("importance", self.kind, IMPORTANCE_KINDS)
         _integer("importance pool", self.pool, 1, MAX_POOL)
-        if not (isinstance(self.weight, (int, float)) and math.isfinite(self.weight) and self.weight >= 0):
-            raise InputError(f"importance weight {self.weight!r} must be 0 or more")
+        _number("importance weight", self.weight, math.inf, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,9 @@ class Method:
     history_timestep: context frames share the timestep of the noisy ones, or have timestep 0.
     importance: how history frames are ranked.
     discretized: history is shown in few codewords (``+D``), see ``packing.discretisation``.
+    history_noise: sigma of the noise that history is shown with, and told by its timestep, see
+        ``packing.noising``; 0 shows it as it is.
+    history_guidance: scale of guidance on the history, see ``sampling.section``; 1 is none.
 
     Raises:
         InputError: values that do not go together.
@@ -84,6 +92,8 @@ class Method:
     history_timestep: str = "noisy"
     importance: Importance = Importance()
     discretized: bool = False
+    history_noise: float = 0.0
+    history_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ORDERS)
@@ -93,6 +103,8 @@ class Method:
         _integer("section size", self.section_size, 1, notation.MAX_FRAMES)
         if self.max_gap is not None:
             _integer("largest gap", self.max_gap, 0, 10**9)
+        _number("history noise", self.history_noise, 1, "from 0 to 1")
+        _number("history guidance", self.history_guidance, math.inf, "0 or more")
         if self.positions == "released" and self.order != "inverted":
             raise InputError(f"position rule 'released' is for order inverted, not {self.order}: use 'gap'")
         if self.positions == "constant" and self.order not in ("f1", "vanilla"):
@@ -178,7 +190,12 @@ class Method:
     # JSON ------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, object]:
-        """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads."""
+        """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads.
+
+        Noise and guidance of the history stand in it where there are any: runs are found by the hash of it,
+        and there are runs from before there were these.
+        """
+        rare = {"history_noise": (self.history_noise, 0.0), "history_guidance": (self.history_guidance, 1.0)}
         return {
             "notation": str(self),
             "schedule": records.schedule_to_json(self.schedule),
@@ -194,6 +211,7 @@ class Method:
                 "pool": self.importance.pool,
             },
             "discretized": self.discretized,
+            **{name: value for name, (value, usual) in rare.items() if value != usual},
         }
 
     @classmethod

@@ -13,7 +13,6 @@ import torch
 from framepack.conditioning.embeds import Conditioning
 from framepack.models.attention import attention_for
 from framepack.packing.context import PackedContext
-from framepack.planning.method import Method
 from framepack.sampling.flow import to_data
 from framepack.sampling.guidance import Guide, classifier_free
 from framepack.sampling.solvers import Solver
@@ -36,11 +35,6 @@ class Model(Protocol):
     def cache_context(self, name: str): ...
 
 
-def context_timestep(method: Method) -> float | None:
-    """The timestep that a method gives its context: 0 as for clean frames, or None for the noisy frames'."""
-    return 0.0 if method.history_timestep == "zero" else None
-
-
 @torch.inference_mode()
 def sample_section(
     model: Model,
@@ -54,6 +48,8 @@ def sample_section(
     sigmas: torch.Tensor,
     solver: Solver,
     guide: Guide = classifier_free,
+    history_guidance: float = 1.0,
+    without: PackedContext | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> torch.Tensor:
     """Denoise the target frames.
@@ -64,6 +60,9 @@ def sample_section(
         context: already on the model's device and dtype.
         prompt, negative: what steers it; ``negative`` is read only where guidance is not 1.
         guidance: scale of guidance; 1 means none and one call a step. guide: its rule.
+        history_guidance: scale w of guidance on the history (Song and others 2025, "History-Guided Video
+            Diffusion"), whose (w - 1) (data - data without history) is added; 1 means none.
+        without: the context without history, read only where that is not 1.
         sigmas: noise levels, see ``section_sigmas``.
         on_step: told (finished steps, all steps) after each step; an exception from it ends the section.
 
@@ -75,6 +74,11 @@ def sample_section(
         model._reset_stateful_cache()  # type: ignore[attr-defined]  # of diffusers: it holds the section before
     steps = len(sigmas) - 1
     branches = _branches(prompt, negative if guidance != 1.0 else None, noise.device, context)
+    # Before the first section there is nothing to be guided by.
+    on_history = history_guidance != 1.0 and bool(context.levels)
+    if on_history:
+        assert without is not None, "guidance on history needs the context without it"
+        branches.append(("without", prompt, without))
     # diffusers' caches of blocks would take the pass over the history for a step.
     if getattr(model.config, "isolated_history", False) and not getattr(model, "is_cache_enabled", False):
         branches = [(name, conditioning, seen.remembering()) for name, conditioning, seen in branches]
@@ -90,7 +94,9 @@ def sample_section(
                 output = model(noisy.to(dtype), timestep, conditioning, positions, seen)
             data += to_data(output.float(), noisy, sigma, prediction).chunk(copies)
         on_step(index + 1, steps)
-        return data[0] if len(data) == 1 else guide(data[0], data[1], x, sigma, guidance)
+        extra = (history_guidance - 1) * (data[0] - data.pop()) if on_history else None
+        guided = data[0] if len(data) == 1 else guide(data[0], data[1], x, sigma, guidance)
+        return guided if extra is None else guided + extra
 
     return solver(denoise, noise, sigmas)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from framepack.data.latents import CacheConfig
 from framepack.data.ranges import AMOUNT, COUNT, POSITIVE, SHARE, check
 from framepack.errors import InputError, UnknownNameError
 from framepack.models.shift import Balance, Shift
 from framepack.packing.schedule import Kernel
-from framepack.planning.method import METHODS
+from framepack.planning.method import METHODS, Method
 from framepack.training.corruption import CorruptionConfig, RolloutConfig
 from framepack.training.draw import DrawConfig
 
@@ -18,7 +19,8 @@ from framepack.training.draw import DrawConfig
 class NetworkConfig:
     """Size of the packed transformer: ``heads`` x ``head_dim`` is its width.
 
-    isolated_history: history attends to history only, at a timestep of 0 in every method.
+    isolated_history: history attends to history only, at a timestep of 0 in every method. causal_history:
+        the same, and to no time after its own.
     """
 
     heads: int
@@ -30,6 +32,7 @@ class NetworkConfig:
     prompt_width: int
     prompt_length: int
     isolated_history: bool = False
+    causal_history: bool = False
 
     def __post_init__(self) -> None:
         check(self, COUNT, "heads", "head_dim", "layers", "ffn", "prompt_width", "prompt_length")
@@ -39,6 +42,11 @@ class NetworkConfig:
             if any(k % b for k, b in zip(kernel, self.base_kernel, strict=True)):
                 raise InputError(f"kernel {kernel} is not a multiple of base_kernel {self.base_kernel}")
 
+    @property
+    def isolated(self) -> bool:
+        """Whether history attends to history only."""
+        return self.isolated_history or self.causal_history
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -47,7 +55,8 @@ class ObjectiveConfig:
     Args:
         shift: flow shift of logit-normal noise levels, fixed or balanced.
         floor: the loss weight is 1 / max(sigma, floor)^2.
-        drop_prompt, drop_word: shares of prompts and of single words left out.
+        drop_prompt, drop_word: shares of prompts and of single words left out. drop_history: share of draws
+            with nothing of the history.
         corruption: of the history, by noise. rollout: samples whose history the model made itself.
     """
 
@@ -55,12 +64,13 @@ class ObjectiveConfig:
     floor: float = 0.2
     drop_prompt: float = 0.1
     drop_word: float = 0.07
+    drop_history: float = 0.0
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
         check(self, POSITIVE, "floor", *(() if isinstance(self.shift, Balance) else ("shift",)))
-        check(self, SHARE, "drop_prompt", "drop_word")
+        check(self, SHARE, "drop_prompt", "drop_word", "drop_history")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +83,13 @@ class TrainConfig:
             are for CPUs: more than one run there.
         ema: decay of the averaged weights, which are what is saved for use.
         max_gap: largest gap between context frames that the methods keep, in latent frames.
-        section_size: S of every method drawn.
+        section_size: S of every method drawn by a friendly name.
+        methods: further ones, each as ``Method.to_json``, by names that ``draw.methods`` may use. They are
+            taken as they are.
         save_every, sheet_every, log_every: in steps.
         init: a model to start from, by name or folder; it must be of size ``network``.
-        codewords: K of the codebook that all methods discretise their history by (``+D``); None: none.
+        codewords: K of a codebook, by which all friendly methods discretise their history (``+D``); None:
+            none.
 
     Raises:
         InputError: a value that no training could have.
@@ -107,6 +120,7 @@ class TrainConfig:
     device: str = "auto"
     init: str | None = None
     codewords: int | None = None
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self, COUNT, "section_size", "steps", "processes", "draws", "micro", "warmup")
@@ -116,9 +130,11 @@ class TrainConfig:
         check(self, POSITIVE, "fps", "rate", "decay", "clip")
         check(self, AMOUNT, "weight_decay", "max_gap", "seed")
         check(self, SHARE, "decay", "ema")
+        for record in self.methods.values():
+            Method.from_json(record)
         for name in self.draw.methods:
-            if name not in METHODS:
-                raise UnknownNameError("method", name, list(METHODS))
+            if name not in METHODS and name not in self.methods:
+                raise UnknownNameError("method", name, list(dict.fromkeys((*METHODS, *self.methods))))
         if self.processes > 1 and self.device not in ("auto", "cpu"):
             raise InputError(
                 f"{self.processes} processes on device '{self.device}': several train on CPUs only; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from framepack.data.latents import send
 from framepack.data.ranges import AMOUNT, COUNT, SHARE, check
 from framepack.errors import InputError, UnknownNameError
 from framepack.models.shift import Shift
-from framepack.packing.context import Fetch
+from framepack.packing.context import Fetch, PackedContext
+from framepack.packing.noising import noisy, told
 from framepack.packing.schedule import Kernel
 from framepack.planning.sections import Section
 from framepack.sampling.section import Model
+from framepack.sampling.shown import shown
 from framepack.training.draw import Draw
 from framepack.training.rollout import fill
 
@@ -41,10 +44,12 @@ class CorruptionConfig:
         per: ``sample``, all of a sample's history has one strength; ``frame``, each frame has its own
             (Chen and others 2024, "Diffusion Forcing").
         kind: ``add``, x + s * spread * noise with the standard deviation of each channel for spread;
-            ``mix``, (1 - s) x + s * noise, the flow's own path, for which s is a sigma.
+            ``mix``, (1 - s) x + s * noise, the flow's own path, for which s is a sigma, on what generation
+            puts noise on: see ``packing.noising``.
+        told: the timestep of a sample's history is that of its sigma; of kind ``mix``, per ``sample``.
 
     Raises:
-        InputError: values out of range, or a ``mix`` with sigmas above 1.
+        InputError: values out of range, a ``mix`` with sigmas above 1, or ``told`` what cannot be.
     """
 
     noise: float = 0.15
@@ -52,6 +57,7 @@ class CorruptionConfig:
     share: float = 0.5
     per: str = "sample"
     kind: str = "add"
+    told: bool = False
 
     def __post_init__(self) -> None:
         check(self, AMOUNT, "noise")
@@ -64,6 +70,11 @@ class CorruptionConfig:
             raise InputError(f"corruption.levels {self.levels} must each be {AMOUNT}: change them")
         if self.kind == "mix" and max((self.noise, *self.levels) if not self.levels else self.levels) > 1:
             raise InputError("corruption of kind 'mix' has sigmas from 0 to 1: lower noise or levels")
+        if self.told and (self.kind, self.per) != ("mix", "sample"):
+            raise InputError(
+                f"corruption of kind '{self.kind}' per {self.per} has no sigma that could be told: "
+                "set kind=mix and per=sample, or told=false"
+            )
 
 
 def strengths(rng: np.random.Generator, config: CorruptionConfig, samples: int, frames: int) -> torch.Tensor:
@@ -77,27 +88,52 @@ def strengths(rng: np.random.Generator, config: CorruptionConfig, samples: int, 
     return torch.as_tensor(strength.reshape(samples, -1), dtype=torch.float32)
 
 
-def noised(
-    history: torch.Tensor, strength: torch.Tensor, spread: torch.Tensor, noise: torch.Tensor, kind: str
+def added(
+    history: torch.Tensor, strength: torch.Tensor, spread: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """The history (B, C, N, h, w) with ``noise`` of its shape, see `CorruptionConfig.kind`.
+    """The history (B, C, N, h, w) with ``noise`` of its shape, as kind ``add``.
 
     Args:
         strength: (B, N) or (B, 1). spread: (C,).
     """
-    if kind == "add":
-        return history + noise * (strength[:, None] * spread[:, None])[..., None, None]
-    sigma = strength[:, None, :, None, None]
-    return (1 - sigma) * history + sigma * noise
+    return history + noise * (strength[:, None] * spread[:, None])[..., None, None]
 
 
 def corrupt(
     rng: np.random.Generator, history: torch.Tensor, config: CorruptionConfig, spread: torch.Tensor
 ) -> torch.Tensor:
-    """The history (B, C, N, h, w) as configured; ``spread`` (C,) is on its device."""
+    """The history (B, C, N, h, w) as configured, before it is packed; ``spread`` (C,) is on its device."""
+    if config.kind == "mix":  # once it is packed
+        return history
     strength = send(strengths(rng, config, len(history), history.shape[2]), history.device)
     noise = torch.randn(history.shape, generator=noise_from(rng, history.device), device=history.device)
-    return noised(history, strength, spread, noise, config.kind)
+    return added(history, strength, spread, noise)
+
+
+def seen(
+    rng: np.random.Generator,
+    draw: Draw,
+    fetch: Fetch,
+    target: torch.Tensor,
+    config: CorruptionConfig,
+    *,
+    aligned: bool,
+    centroids: torch.Tensor | None,
+) -> PackedContext:
+    """What a draw's section is shown, with noise of kind ``mix``; arguments as of ``sampling.shown``."""
+    section, device = draw.section, target.device
+    noise = noise_from(rng, device) if draw.method.history_noise else torch.Generator()
+    context = shown(
+        section, draw.method, fetch, target, aligned=aligned, generator=noise, centroids=centroids
+    )
+    if config.kind == "add":
+        return context
+    # A sigma for each frame, and one for a tail.
+    strength = strengths(rng, config, len(target), len(needed(section)) + 1)
+    strength = send(strength, device)
+    sigmas = repeat(strength[:, 0]) if config.per == "sample" else iter(strength.unbind(1))
+    context = noisy(context, section, sigmas, noise_from(rng, device))
+    return told(context, section, strength[:, 0]) if config.told else context
 
 
 def noise_from(rng: np.random.Generator, device: torch.device) -> torch.Generator:

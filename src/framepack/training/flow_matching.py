@@ -15,14 +15,12 @@ import torch
 from framepack.conditioning.embeds import Conditioning
 from framepack.data.reader import EncodedClips
 from framepack.models.shift import shift_for
-from framepack.packing.context import PackedContext, pack
-from framepack.packing.discretisation import discretized
+from framepack.packing.context import PackedContext
 from framepack.packing.schedule import Kernel
-from framepack.planning.method import Method
 from framepack.sampling.flow import shift_sigmas
 from framepack.sampling.grids import noisy_tokens
-from framepack.sampling.section import context_timestep
-from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from
+from framepack.sampling.shown import without_history
+from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from, seen
 from framepack.training.draw import Draw
 from framepack.training.finetune_config import FlowConfig
 
@@ -57,7 +55,7 @@ def show(
         aligned: see `PackedContext`.
         from_start: plans begin where clips do, as they must where a codec's first latent is one frame and
             its others several; else anywhere.
-        make_history: makes frames of the history that real latents would fill; they get no noise.
+        make_history: makes frames of the history that real latents would fill; no noise is added to them.
         centroids: (K, C), on the clips' device, for methods with discretised history.
 
     Raises:
@@ -85,9 +83,7 @@ def show(
     def fetch(frames: Sequence[int]) -> torch.Tensor:
         return torch.stack([held[f] for f in frames], dim=2)
 
-    context = pack(section, fetch, target, aligned=aligned, timestep=context_timestep(draw.method))
-    if draw.method.discretized:
-        context = discretized(context, section, centroids)
+    context = seen(rng, draw, fetch, target, config.corruption, aligned=aligned, centroids=centroids)
     if rng.random() < config.drop_history:
         context = without_history(context, draw.method)
     keep = (rng.random(size) >= config.drop_prompt).tolist()
@@ -95,14 +91,6 @@ def show(
         steered = clips.conditioning(chosen, keep, image=image)
     steered = replace(steered, guidance=config.guidance)
     return Shown(target, steered, torch.tensor(section.positions), context)
-
-
-def without_history(context: PackedContext, method: Method) -> PackedContext:
-    """The context of a section before which there is nothing: absent as the method has it."""
-    blank = (replace(level, latents=torch.zeros_like(level.latents)) for level in context.levels)
-    aligned = None if context.aligned is None else torch.zeros_like(context.aligned)
-    levels = tuple(blank) if method.absent == "zeros" else ()
-    return replace(context, levels=levels, aligned=aligned)
 
 
 def noise_levels(

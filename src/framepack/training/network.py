@@ -13,7 +13,7 @@ from framepack.conditioning.words import WordConditioner
 from framepack.data.fingerprint import module_digest
 from framepack.errors import InputError
 from framepack.models.bundle import Bundle
-from framepack.models.codebook import Codebook
+from framepack.models.codebook import Codebook, check_codebook
 from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
@@ -26,8 +26,9 @@ def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransfor
     """A base with random weights, adopted, and a conditioner; or both from ``config.init``."""
     if config.init is not None:
         start, _, words = _start(config.init)
-        if config.network.isolated_history:
-            start.transformer.isolate()
+        start.transformer.add_kernels(config.network.kernels)
+        if config.network.isolated:
+            start.transformer.isolate(causal=config.network.causal_history)
         return start.transformer.requires_grad_(True), words.requires_grad_(True)
     torch.manual_seed(config.seed)
     net = config.network
@@ -45,8 +46,8 @@ def build_modules(config: TrainConfig, channels: int) -> tuple[PackedWanTransfor
     )
     conditioner = WordConditioner(words=VOCABULARY, width=net.prompt_width, length=net.prompt_length)
     model = PackedWanTransformer3DModel.adopt(base, net.kernels, prediction="sample")
-    if net.isolated_history:
-        model.isolate()
+    if net.isolated:
+        model.isolate(causal=net.causal_history)
     return model, conditioner
 
 
@@ -74,38 +75,65 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
     """Whether training can begin as configured; returns the digest of the weights it begins from, if any.
 
     Raises:
-        InputError: clips of a size that the codec cannot encode, methods with kernels that the network has
-            not, or a model to start from of another size, vocabulary or codec.
+        InputError: clips of a size that the codec cannot encode, methods that the network cannot be taught,
+            or a model to start from of another size, vocabulary or codec.
     """
     stride = codec.config.stride
     for height, width in config.cache.sizes:
         if height % stride or width % stride:
             raise InputError(f"size {height} x {width}: the codec needs multiples of {stride}; change sizes")
-    net = config.network
-    for name, method in trained_methods(config).items():
-        if lacking := set(method.schedule.kernels) - set(net.kernels):
-            raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
+    _check_methods(config)
     if config.init is None:
         return None
     start, its_codec, its_words = _start(config.init)
     model, words = start.transformer.config, its_words.config
+    net = config.network
     held = {
         "heads": model.num_attention_heads,
         "head_dim": model.attention_head_dim,
         "layers": model.num_layers,
         "ffn": model.ffn_dim,
         "base_kernel": tuple(model.patch_size),
-        "kernels": tuple(tuple(kernel) for kernel in model.context_kernels),
         "prompt_width": words.width,
         "prompt_length": words.length,
-        "isolated_history": model.isolated_history or net.isolated_history,
     }
     differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
+    # It may get further kernels, and learn to have its history isolated.
+    kernels = tuple(tuple(kernel) for kernel in model.context_kernels)
+    if not set(kernels) <= set(net.kernels):
+        differing.append(f"kernels {kernels}")
+    if model.isolated_history and not net.isolated:
+        differing.append("isolated_history")
+    if model.causal_history and not net.causal_history:
+        differing.append("causal_history")
     if differing:
         raise InputError(f"init '{config.init}' has {', '.join(differing)}: set the same in network")
     if tuple(words.words) != VOCABULARY or module_digest(its_codec) != config.cache.codec:
         raise InputError(f"init '{config.init}' has other words or another codec: give its --codec")
     return start.digest
+
+
+def _check_methods(config: TrainConfig) -> None:
+    """Raises InputError: a method that does not go with the network, the codebook or the corruption."""
+    net, corruption = config.network, config.objective.corruption
+    for name, method in trained_methods(config).items():
+        if lacking := set(method.schedule.kernels) - set(net.kernels):
+            raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
+        check_codebook(method, config.name, present=config.codewords is not None)
+        if method.history_noise and corruption.kind == "mix":
+            raise InputError(
+                f"method {name} has history noise {method.history_noise:g}, and corruption of kind 'mix' "
+                "puts noise on noise: teach it with history noise 0, or set objective.corruption.kind=add"
+            )
+        if net.isolated and (method.history_timestep, method.history_noise) != ("zero", 0):
+            raise InputError(
+                f"method {name}: isolated and causal history have a timestep of 0, so give it "
+                "history timestep 'zero' and history noise 0"
+            )
+    if net.isolated and corruption.told:
+        raise InputError(
+            "isolated and causal history have a timestep of 0: set objective.corruption.told=false"
+        )
 
 
 def spec_of(config: TrainConfig, codec: FrameAutoencoder) -> ModelSpec:

@@ -16,14 +16,13 @@ from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import LatentCache, send
 from framepack.models.shift import shift_for
 from framepack.models.wan import PackedWanTransformer3DModel
-from framepack.packing.context import PackedContext, pack
-from framepack.packing.discretisation import discretized
+from framepack.packing.context import PackedContext
 from framepack.planning.sections import Section
 from framepack.sampling.flow import shift_sigmas, to_data
 from framepack.sampling.grids import noisy_tokens
-from framepack.sampling.section import context_timestep
+from framepack.sampling.shown import without_history
 from framepack.training.config import ObjectiveConfig
-from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from
+from framepack.training.corruption import MakeHistory, corrupt, needed, noise_from, seen
 from framepack.training.draw import Draw
 
 
@@ -53,12 +52,12 @@ def make_batch(
 
     Args:
         channel_std: (C,), on the cache's device, for noise in proportion to it.
-        make_history: makes frames of the history that real latents would fill; they get no noise.
+        make_history: makes frames of the history that real latents would fill; no noise is added to them.
         centroids: (K, C), on the cache's device, for methods with discretised history.
     """
     section, device = draw.section, cache.device
     clips = cache.draw(rng, size)
-    offsets = rng.integers(0, cache.config.frames - draw.frames + 1, size).tolist()
+    offsets = cache.offsets(rng, clips, draw.frames)
 
     def read(frames: Sequence[int]) -> torch.Tensor:
         return cache.latents(clips, [[o + f for f in frames] for o in offsets])
@@ -84,9 +83,9 @@ def make_batch(
     def fetch(frames: Sequence[int]) -> torch.Tensor:
         return torch.stack([held[f] for f in frames], dim=2)
 
-    context = pack(section, fetch, target, aligned=True, timestep=context_timestep(draw.method))
-    if draw.method.discretized:
-        context = discretized(context, section, centroids)
+    context = seen(rng, draw, fetch, target, config.corruption, aligned=True, centroids=centroids)
+    if config.drop_history and rng.random() < config.drop_history:
+        context = without_history(context, draw.method)
 
     first, last = section.frames[0], section.frames[-1]
     rows = []
