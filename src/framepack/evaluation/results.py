@@ -49,7 +49,7 @@ class RowResult:
     name: for people. notation: the method in the paper's string. note: one line on what it is.
     clips, revisits: what is there. wanted: clips that the row is to have in the end.
     training: (finished steps, all steps) of its fine-tune; None for a row without.
-    cost: by name, such as ``training_seconds``, ``generating_seconds`` (of all its clips together),
+    cost: by name, such as ``training_seconds``, ``generating_seconds`` (of all its clips and revisits),
         ``samples``, ``context_tokens``.
     paper: figures that the paper gives for it, by the paper's names for them: ``clarity`` is a score,
         ``clarity drift`` its drift.
