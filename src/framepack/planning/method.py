@@ -23,6 +23,9 @@ POSITIONS = ("gap", "released", "constant")
 HISTORY_TIMESTEPS = ("noisy", "zero")
 IMPORTANCE_KINDS = ("time", "similarity", "hybrid")
 MAX_POOL = 4096
+_RARE = ("history_noise", "history_guidance")
+"""Fields that records leave out at their defaults: runs and models from before there were these are found by
+the hash of their records, and of ``repr``."""
 
 
 def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:
@@ -187,15 +190,18 @@ class Method:
         )
         return replace(self, schedule=kept)
 
+    def __repr__(self) -> str:
+        return f"Method({', '.join(f'{name}={value!r}' for name, value in self._told().items())})"
+
+    def _told(self) -> dict[str, object]:
+        """All fields but the rare ones at their defaults."""
+        values = {field: getattr(self, field.name) for field in fields(self)}
+        return {f.name: value for f, value in values.items() if f.name not in _RARE or value != f.default}
+
     # JSON ------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, object]:
-        """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads.
-
-        Noise and guidance of the history stand in it where there are any: runs are found by the hash of it,
-        and there are runs from before there were these.
-        """
-        rare = {"history_noise": (self.history_noise, 0.0), "history_guidance": (self.history_guidance, 1.0)}
+        """A dict of plain values; ``notation`` is for people, the rest is what `from_json` reads."""
         return {
             "notation": str(self),
             "schedule": records.schedule_to_json(self.schedule),
@@ -211,7 +217,7 @@ class Method:
                 "pool": self.importance.pool,
             },
             "discretized": self.discretized,
-            **{name: value for name, (value, usual) in rare.items() if value != usual},
+            **{name: value for name, value in self._told().items() if name in _RARE},
         }
 
     @classmethod
