@@ -25,8 +25,9 @@ from framepack.generation.decode import FrameDecoder
 from framepack.models.loading import load_companions
 from framepack.models.source import resolve_model
 from framepack.planning.timeline import Timeline
-from shared.memory import Tally
-from shared.report import Report, Table, carry_out, finite, machine
+from framepack.resources.machine import machine
+from framepack.resources.tally import Tally
+from shared.report import Report, Table, carry_out, finite
 
 SECTION = 9
 """Latents of one section of the released models."""

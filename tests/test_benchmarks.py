@@ -284,7 +284,7 @@ def test_the_tally_counts_what_lies_in_memory_at_once():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     load("training")
-    from shared.memory import Tally, tensors_in
+    from framepack.resources.tally import Tally, tensors_in
 
     def peaks() -> list[int]:
         weight = torch.nn.Linear(100, 100, bias=False)

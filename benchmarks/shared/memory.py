@@ -1,132 +1,14 @@
-"""Peaks of memory: what tensors take, counted as they come and go, or what a GPU's allocator gave out.
-
-Counting sees every tensor that PyTorch makes, with what autograd keeps, and no buffers inside a kernel. It is
-the same for tensors without data, so that a step can be counted that this machine cannot carry out.
-"""
+"""What a batch takes of memory, and the largest one that fits."""
 
 from __future__ import annotations
 
 import gc
 import math
-import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 MIB, GIB = 2**20, 2**30
-
-
-class Meter(Protocol):
-    """Used as a context around what is weighed."""
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: Any) -> Any: ...
-    def rewind(self) -> None:
-        """Begin a new peak at what is held now."""
-        ...
-
-    @property
-    def live(self) -> int:
-        """Bytes held now."""
-        ...
-
-    @property
-    def peak(self) -> int:
-        """The most bytes held at once since the last ``rewind``."""
-        ...
-
-
-class Tally(TorchDispatchMode):
-    """Bytes of all tensors that are made while it is active, each storage once, until it is freed.
-
-    Args:
-        held: tensors from before, which count from the beginning.
-    """
-
-    def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-        for tensor in held:
-            self._hold(tensor)
-
-    def rewind(self) -> None:
-        self.peak = self.live
-
-    def _hold(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if id(storage) not in self._known:
-            size = storage.nbytes()
-            self._known.add(id(storage))
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, id(storage), size).atexit = False
-
-    def _free(self, known: int, size: int) -> None:
-        self._known.discard(known)
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor):
-                self._hold(leaf)
-        return made
-
-
-class CudaMeter:
-    """What CUDA's caching allocator has given out; its own reserve and CUDA's context are not in it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> CudaMeter:
-        self.rewind()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-    def rewind(self) -> None:
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-
-    @property
-    def live(self) -> int:
-        return torch.cuda.memory_allocated(self.device)
-
-    @property
-    def peak(self) -> int:
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device)
-
-
-def meter_for(device: torch.device, held: Iterable[torch.Tensor]) -> Meter:
-    return CudaMeter(device) if device.type == "cuda" else Tally(held)
-
-
-def tensors_in(*things: Any) -> list[torch.Tensor]:
-    """Tensors in modules, optimisers, dataclasses and containers, with their gradients."""
-    found: list[torch.Tensor] = []
-    for leaf in tree_leaves(list(things)):
-        if isinstance(leaf, torch.Tensor):
-            found += [leaf] if leaf.grad is None else [leaf, leaf.grad]
-        elif isinstance(leaf, torch.nn.Module):
-            found += tensors_in(*leaf.parameters(), *leaf.buffers())
-        elif isinstance(leaf, torch.optim.Optimizer):
-            found += tensors_in(*(list(slots.values()) for slots in leaf.state.values()))
-        elif is_dataclass(leaf):
-            found += tensors_in(*(getattr(leaf, field.name) for field in fields(leaf)))
-    return found
-
-
-def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes that tensors take, those that share a storage once."""
-    return Tally(tensors).live
 
 
 def free_cache(device: torch.device) -> None:

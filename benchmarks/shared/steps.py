@@ -14,30 +14,21 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.models.attention import ExplicitAttention
 from framepack.packing.context import pack
-from framepack.sampling.section import context_timestep
+from framepack.resources.hollow import IMAGE_TOKENS, empty_weights
+from framepack.resources.operations import operation_counter
+from framepack.resources.tally import Tally, bytes_of, meter_for, tensors_in
+from framepack.sampling.shown import context_timestep
 from framepack.training.flow_matching import Shown, flow_loss
 from framepack.training.lora import attach
 from framepack.training.masters import Masters
-from shared.memory import Tally, bytes_of, free_cache, meter_for, tensors_in
-from shared.subject import IMAGE, Point, Subject, without_data
+from shared.memory import free_cache
+from shared.subject import IMAGE, Point, Subject
 
 T = TypeVar("T")
-IMAGE_TOKENS = 729
-"""Of the picture that HunyuanVideo looks at: SigLIP, 27 x 27."""
-FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *others, **named: sdpa_flop_count(q, k, v)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *others, **named: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
-"""Operations of PyTorch's fused attention on CPUs, from shapes; its counter knows those of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +210,8 @@ class Counted:
         self._peaks: dict[tuple[object, int], Peaks] = {}
         self._operations: dict[object, int] = {}
         transformer = ready(subject, subject.hollow())
-        for module in transformer.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    if tensor is not None:
-                        with self.mode:
-                            held[name] = without_data(tensor, "cpu")
+        with self.mode:
+            empty_weights(transformer)
         self.parameters = sum(p.numel() for p in transformer.parameters())
         with self.mode:
             self.step = Step(subject, transformer, torch.device("cpu"), explicit=explicit)
@@ -258,7 +245,7 @@ class Counted:
         """Floating-point operations of one sample, in matrix products, convolutions and attention."""
         key = self._shape(point)
         if key not in self._operations:
-            with self.mode, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+            with self.mode, operation_counter() as counter:
                 self.step.backward(self.step.show(point, 1))
             self.step.transformer.zero_grad(set_to_none=True)
             self._operations[key] = counter.get_total_flops()

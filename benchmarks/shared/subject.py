@@ -5,15 +5,13 @@ Legend: h w latent grid.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from context import full_history
 from framepack.errors import InputError
@@ -27,11 +25,11 @@ from framepack.planning.planners import plan
 from framepack.planning.positions import is_backward
 from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
+from framepack.resources.hollow import PROMPT_TOKENS, made_in, without_data
 from framepack.training.finetune_config import FineTuneConfig
 
 PACKED, FULL, IMAGE = "packed", "full history", "image"
 HEAD = 128
-PROMPT_TOKENS = {"wan": 512, "hunyuan_video": 256}
 
 
 @dataclass(frozen=True, order=True)
@@ -165,7 +163,7 @@ def random(
             from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel as Transformer
 
             own = {"num_single_layers": 2 * layers, "has_image_proj": True}
-        with torch.device(device), _made_in(getattr(torch, config.dtype)):
+        with torch.device(device), made_in(getattr(torch, config.dtype)):
             transformer = Transformer(**sizes, **own)
         kept = transformer._keep_in_fp32_modules or ()
         for path, parameter in transformer.named_parameters():
@@ -184,26 +182,9 @@ def random(
     )
 
 
-def without_data(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """Of the same kind, shape and precision."""
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
 def grid_of(spec: ModelSpec, size: Sequence[int]) -> tuple[int, int]:
     """Raises InputError for sizes in px that the codec cannot take."""
     height, width = size
     if height < 1 or width < 1 or height % spec.spatial_stride or width % spec.spatial_stride:
         raise InputError(f"size {height} x {width}: give multiples of {spec.spatial_stride}")
     return height // spec.spatial_stride, width // spec.spatial_stride
-
-
-@contextlib.contextmanager
-def _made_in(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters are of ``dtype`` at once: float32 first would take twice the memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
