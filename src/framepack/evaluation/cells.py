@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from framepack.evaluation.measures import Estimate
+from framepack.evaluation.analysis import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framepack.evaluation.analysis import LEVEL, REVISIT, Estimate, Measure, Measured
 from framepack.evaluation.cells import digits_of, number
-from framepack.evaluation.measures import LEVEL, REVISIT, Estimate, Measure, Measured
 from framepack.evaluation.paper import Agreement, Pair, agreements, kendall
 from framepack.metrics.significance import FEWEST
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from framepack.evaluation.measures import Measure, Measured, MetricInfo
+from framepack.evaluation.analysis import Measure, Measured, MetricInfo
 
 DRIFT = " drift"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from framepack.evaluation.analysis import REVISIT, Estimate, Measure, Measured, MetricInfo, measured
 from framepack.evaluation.cells import (
     Cell,
     Column,
@@ -12,11 +14,13 @@ from framepack.evaluation.cells import (
     estimate_cell,
     number,
 )
-from framepack.evaluation.measures import REVISIT, Estimate, Measure, Measured
 from framepack.evaluation.paper import counterparts, figures
-from framepack.evaluation.results import RowResult
+from framepack.evaluation.results import RowResult, SuiteResult
 from framepack.metrics.drift import SHARE
 from framepack.metrics.significance import FEWEST
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 KINDS = {"value": "Scores", "drift": "Drift", "beyond": "Drift beyond the world's"}
 BETTER = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -33,6 +37,17 @@ CLAIMS = (
     "*: more than chance at 5 %, over all pairs of finished rows and all columns of this kind together "
     "(sign-flip test, largest t); an interval without 0 and no star may be one of many"
 )
+
+
+def shown(
+    result: SuiteResult, metrics: Mapping[str, MetricInfo], width: int = 120
+) -> Iterator[RenderableType]:
+    """All tables with their notes, for a terminal of ``width`` columns."""
+    from rich.text import Text
+
+    for table in tables(measured(result, metrics)):
+        yield from table.rich(width)
+        yield Text("\n".join(f"  {note}" for note in table.notes), style="dim")
 
 
 def tables(found: Measured) -> Iterator[Table]:
@@ -96,7 +111,7 @@ def kind_table(found: Measured, kind: str) -> Table:
     if kind == "beyond":
         world = found.name(found.reference or 0)
         notes[:0] = [
-            f"of the difference to {world}, frame by frame: what changes in the scene is not the model's drift"
+            f"of the difference to {world}, frame by frame: what the scene changes is not the model's drift"
         ]
     elif kind == "drift" and found.reference is not None:
         notes.append(
@@ -113,7 +128,7 @@ def kind_table(found: Measured, kind: str) -> Table:
     for (row, _), count in found.lost.items():
         lost[row] = max(lost.get(row, 0), count)
     notes += [
-        f"{found.name(row)}: up to {count} clips left out whose score is not a finite number"
+        f"{found.name(row)}: up to {count} clips left out for lack of scores in most of their frames"
         for row, count in lost.items()
     ]
     arrow = (lambda m: BETTER[m.better]) if kind == "value" else (lambda m: "")
@@ -169,7 +184,7 @@ def revisit_table(found: Measured) -> Table:
         cells.append([estimate_cell(part, digits) for part in parts])
     whole = found.measures.get(("revisit", REVISIT))
     notes = [
-        "a place when it comes into view again against the same when it was last in view: 0 is no difference; "
+        "a place when it comes into view again against the same when it was last in view: 0 is none; "
         "mean over walks, in brackets its 95 % bootstrap interval"
     ]
     if whole is not None:
@@ -218,7 +233,7 @@ def rank_table(found: Measured) -> Table:
         columns=columns,
         cells=cells,
         notes=[
-            "finished rows, over the clips that all of them have; a metric that is better neither high nor low "
+            "finished rows, over the clips that all of them have; what is better neither high nor low "
             "counts for drift only",
             "not told apart: no difference to the best is found, which with few clips is so of most rows",
         ],

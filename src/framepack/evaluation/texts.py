@@ -6,9 +6,9 @@ import csv
 import io
 import json
 
+from framepack.evaluation.analysis import REVISIT, Estimate, Measured
 from framepack.evaluation.cells import NOTHING, markdown_text
 from framepack.evaluation.findings import findings
-from framepack.evaluation.measures import REVISIT, Estimate, Measured
 from framepack.evaluation.tables import tables
 
 FIELDS = ("suite", "row", "metric", "kind", "value", "low", "high", "clips", "against", "p")

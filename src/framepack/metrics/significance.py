@@ -49,7 +49,7 @@ def _signs(count: int, flips: int, seed: int) -> NDArray[np.float64]:
 
 
 def _squared_t(signs: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, K): t of each flip and column, squared; infinite if all samples are equal, 0 if there are too few."""
+    """(R, K): t of each flip and column, squared; infinite if all samples are equal, 0 if too few."""
     count = (~np.isnan(values)).sum(axis=0)
     kept = np.nan_to_num(values)
     squares = (kept**2).sum(axis=0)  # no flip changes them

@@ -1,7 +1,8 @@
 """Numbers of a suite, by row and clip, and what can be said about them: means, intervals, differences.
 
 A measure is one number for every row and clip: the score of a metric, its drift, or how far a place is from
-what it was when it comes back. A clip that lacks it is left out and counted, never filled in.
+what it was when it comes back. A clip that lacks it is left out and counted, never filled in. Frames in which
+there is nothing to score (NaN) are left out of their clip; where they are most of them, the clip is.
 
 Legend: M measures of a kind, R rows, C clips, of which each row may lack some (NaN).
 """
@@ -44,7 +45,7 @@ class MetricInfo(Protocol):
     @property
     def source(self) -> str: ...
     @property
-    def stands_for(self) -> str: ...
+    def stands_for(self) -> str | None: ...
     @property
     def per(self) -> str: ...
 
@@ -131,7 +132,7 @@ class Measured:
         measures: by kind and metric. bins: of the revisit error, by frames away, with the title of each.
         growth: of the revisit error from the nearest to the farthest bin, in place of a row's own error.
         reference, against: rows by number; None where there is none.
-        lost: clips left out for a score that is not a finite number, by row and metric.
+        lost: clips left out because most of their scores are no finite numbers, by row and metric.
     """
 
     result: SuiteResult
@@ -257,21 +258,26 @@ def _samples(
         truths = scores[reference] if reference is not None else {}
         for n, row in enumerate(scores):
             for clip, values in row.items():
-                if not len(values) or not np.isfinite(values).all():
+                scored, at, truth = _scored(values), (n, places[clip]), truths.get(clip)
+                if not len(scored):
                     lost[n, metric] = lost.get((n, metric), 0) + 1
                     continue
-                at, truth = (n, places[clip]), truths.get(clip)
-                parts["value"][at] = values.mean()
-                if len(values) > 1:
-                    parts["drift"][at] = drift(values).absolute
-                    if truth is not None and n != reference and len(truth) == len(values):
-                        parts["beyond"][at] = _drift_of(values - truth)
+                parts["value"][at] = scored.mean()
+                parts["drift"][at] = _drift_of(scored)
+                if truth is not None and n != reference and len(truth) == len(values):
+                    parts["beyond"][at] = _drift_of(_scored(values - truth))
         found |= {(kind, metric): part for kind, part in parts.items() if not np.isnan(part).all()}
     return {key: found[key] for kind in kinds for key in found if key[0] == kind}, lost
 
 
+def _scored(values: Floats) -> Floats:
+    """The finite ones; none, where they are not at least half."""
+    kept = values[np.isfinite(values)]
+    return kept if 2 * len(kept) >= len(values) else kept[:0]
+
+
 def _drift_of(values: Floats) -> float:
-    return drift(values).absolute if np.isfinite(values).all() else np.nan
+    return drift(values).absolute if len(values) > 1 else np.nan
 
 
 def _revisits(result: SuiteResult) -> tuple[Floats, list[tuple[str, Floats]]]:
