@@ -80,7 +80,7 @@ class Measure:
         metric: its name; ``title`` for people, with ``unit``.
         better: higher, lower or neither.
         samples: (R, C).
-        estimates: R of them.
+        estimates: R of them. differences: of each row to the one that others are compared with, clip by clip.
         p: (R, R), of the difference between two rows being chance, for the family of all that are compared
             in this kind; NaN for rows that are not compared. See `family_p`.
     """
@@ -92,6 +92,7 @@ class Measure:
     better: str
     samples: Floats
     estimates: tuple[Estimate, ...]
+    differences: tuple[Estimate, ...]
     p: Floats
 
     @property
@@ -168,7 +169,7 @@ def measured(
     Raises:
         InputError: there is no such row.
     """
-    rows = result.rows
+    rows, chosen = result.rows, _against(result.rows, against)
     scored = list(dict.fromkeys(name for row in rows for clip in row.clips for name in clip.values))
     known = [name for name in metrics if name in scored]
     infos: dict[str, MetricInfo] = {name: metrics[name] for name in known}
@@ -184,7 +185,7 @@ def measured(
     for keys in found.values():
         compared = [[_is_compared(row, samples[key][n]) for n, row in enumerate(rows)] for key in keys]
         for key, p in zip(keys, _pairs([samples[key] for key in keys], compared), strict=True):
-            measures[key] = _measure(*key, infos, samples[key], p)
+            measures[key] = _measure(*key, infos, samples[key], p, chosen)
     bins = tuple((title, estimates(part)) for title, part in ways)
     return Measured(
         result=result,
@@ -194,7 +195,7 @@ def measured(
         bins=bins,
         growth=_growth(rows, ways),
         reference=reference,
-        against=_against(rows, against),
+        against=chosen,
         lost=lost,
     )
 
@@ -209,7 +210,9 @@ def estimates(samples: Floats) -> tuple[Estimate, ...]:
     )
 
 
-def _measure(kind: str, metric: str, infos: Mapping[str, MetricInfo], samples: Floats, p: Floats) -> Measure:
+def _measure(
+    kind: str, metric: str, infos: Mapping[str, MetricInfo], samples: Floats, p: Floats, against: int | None
+) -> Measure:
     info = infos.get(metric, Plain(title="Revisit error"))
     return Measure(
         metric=metric,
@@ -219,6 +222,7 @@ def _measure(kind: str, metric: str, infos: Mapping[str, MetricInfo], samples: F
         better=info.better if kind == "value" else "lower",
         samples=samples,
         estimates=estimates(samples),
+        differences=() if against is None else estimates(samples - samples[against]),
         p=p,
     )
 

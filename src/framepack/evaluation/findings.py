@@ -13,8 +13,8 @@ from framepack.evaluation.cells import digits_of, number
 from framepack.evaluation.paper import Agreement, Pair, agreements, kendall
 from framepack.metrics.significance import FEWEST
 
-NAMED = 4
-"""Of a longer list so many are named."""
+NAMED, PAIRS = 4, 3
+"""Of longer lists of rows, and of pairs of them, so many are named."""
 HIGHER = ("is higher", "are higher")
 
 
@@ -153,10 +153,12 @@ def _forgetting(found: Measured) -> Iterator[Finding]:
     up = [row for row in grown if found.growth[row][0].value > 0]
     if not found.growth:
         return
-    span = f"from {found.bins[0][0]} to {found.bins[-1][0]} frames away"
+    span = f"from near ({found.bins[0][0]} frames away) to far ({found.bins[-1][0]})"
     if up:
         worst = max(up, key=lambda row: found.growth[row][0].value)
-        text = f"It grows {span} in {len(up)} of {len(rows)} rows: {listed([found.name(row) for row in up])}"
+        which = listed([found.name(row) for row in up])
+        where = f"all {len(rows)} rows" if len(up) == len(rows) else f"{len(up)} of {len(rows)} rows: {which}"
+        text = f"{measure.title}s grow {span} in {where}"
         text += f"; most in {found.name(worst)}, by {told(found.growth[worst][0])}"
         rest = [row for row in rows if row not in grown]
         text += f". No growth found in {listed([found.name(row) for row in rest])}." if rest else "."
@@ -211,8 +213,8 @@ def frontier(x: Sequence[float], y: Sequence[float]) -> list[int]:
 
 
 def _agreement(found: Measured, agreement: Agreement) -> str:
-    measure = agreement.measure
-    text = f"The paper's {agreement.figure} and {_title(measure)} here, {len(agreement.rows)} rows: "
+    here = f"{'the nearest' if agreement.near else 'what stands for it'} here, {_title(agreement.measure)}"
+    text = f"The paper's {agreement.figure} and {here}, {len(agreement.rows)} rows: "
     if not math.isnan(agreement.tau):
         text += f"Kendall's tau {number(agreement.tau, 2, signed=True)}, p {number(agreement.p, 3)}; "
     if not agreement.turned:
@@ -220,21 +222,24 @@ def _agreement(found: Measured, agreement: Agreement) -> str:
     text += f"{len(agreement.turned)} of {agreement.pairs} pairs are in the other order, "
     if not agreement.sure:
         return text + "none of them by more than chance."
-    text += f"{len(agreement.sure)} of them by more than chance: "
-    turned = [_turned(found, agreement, pair) for pair in agreement.sure]
-    return (
-        text
-        + "; ".join([*turned[:NAMED], *([f"{len(turned) - NAMED} more"] if turned[NAMED:] else [])])
-        + "."
-    )
+    sure = sorted(agreement.sure, key=lambda pair: -_apart(found, agreement, pair))
+    turned = [_turned(found, agreement, pair) for pair in sure[:PAIRS]]
+    if len(sure) > PAIRS:
+        turned.append(f"{len(sure) - PAIRS} more")
+    return text + f"{len(sure)} of them by more than chance: {'; '.join(turned)}."
+
+
+def _apart(found: Measured, agreement: Agreement, pair: Pair) -> float:
+    """How far the paper has the two from each other."""
+    first, second = (found.rows[row].paper[agreement.figure] for row in (pair.first, pair.second))
+    return abs(first - second)
 
 
 def _turned(found: Measured, agreement: Agreement, pair: Pair) -> str:
     theirs = [found.rows[row].paper[agreement.figure] for row in (pair.first, pair.second)]
-    difference = agreement.measure.difference(pair.first, pair.second)
     first, second = found.name(pair.first), found.name(pair.second)
-    there = f"{first} ({theirs[0]:g}) is ahead of {second} ({theirs[1]:g}) there"
-    return f"{there}, behind it here by {told(_positive(difference))}"
+    by = told(_positive(agreement.measure.difference(pair.first, pair.second)))
+    return f"there {first} ({theirs[0]:g}) is before {second} ({theirs[1]:g}), here {second} leads by {by}"
 
 
 def _positive(difference: Estimate) -> Estimate:

@@ -6,7 +6,7 @@ The paper measures other models with other metrics, so that numbers cannot be co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -16,6 +16,15 @@ from numpy.typing import ArrayLike
 from framepack.evaluation.analysis import Measure, Measured, MetricInfo
 
 DRIFT = " drift"
+NEAR: Mapping[str, tuple[str, ...]] = {
+    "clarity": ("sharpness", "niqe"),
+    "motion": ("warping-error",),
+    "dynamic": ("flow-speed",),
+    "semantic": ("right-colour", "right-motion"),
+    "anatomy": ("right-shape",),
+    "identity": ("feature-spread",),
+}
+"""Metrics of a like subject, looked at where the paper's own metric has no scores, and told to be others."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Agreement:
     """One of the paper's figures and what stands for it here.
 
     Attributes:
-        figure: the paper's name. measure: what is measured here.
+        figure: the paper's name. measure: what is measured here. near: whether it is only of a like subject.
         rows: that have both, by number. pairs: of them, without those that the paper has equal.
         tau: Kendall's tau-b of the two orders, better rows first; NaN for fewer than three rows. p: of it.
         turned: pairs in the other order here. sure: those of them whose difference here is more than chance.
@@ -39,6 +48,7 @@ class Agreement:
 
     figure: str
     measure: Measure
+    near: bool
     rows: tuple[int, ...]
     pairs: int
     tau: float
@@ -52,17 +62,19 @@ def figures(found: Measured) -> list[str]:
     return list(dict.fromkeys(name for row in found.rows for name in row.paper))
 
 
-def counterparts(found: Measured, figure: str) -> list[Measure]:
-    """What stands for one of the paper's figures: drift for a drift, a score for a score."""
+def counterparts(found: Measured, figure: str) -> list[tuple[Measure, bool]]:
+    """What stands for one of the paper's figures, a drift for a drift; else, and True, what is nearest."""
     subject, kind = (figure[: -len(DRIFT)], "drift") if figure.endswith(DRIFT) else (figure, "value")
-    return [m for m in found.of(kind) if _stands_for(found.metrics[m.metric], subject)]
+    standing = [m for m in found.of(kind) if _stands_for(found.metrics[m.metric], subject)]
+    near = [] if standing else [m for m in found.of(kind) if m.metric in NEAR.get(subject, ())]
+    return [(m, False) for m in standing] + [(m, True) for m in near]
 
 
 def agreements(found: Measured) -> Iterator[Agreement]:
     """For each figure of the paper and each metric that stands for it, where two finished rows have both."""
     for figure in figures(found):
         better = -1 if figure.endswith(DRIFT) else 1  # all of the paper's scores are better when higher
-        for measure in counterparts(found, figure):
+        for measure, near in counterparts(found, figure):
             rows = [row for row in measure.compared() if figure in found.rows[row].paper]
             common = ~np.isnan(measure.samples[rows]).any(axis=0)
             if len(rows) < 2 or not common.any():
@@ -76,6 +88,7 @@ def agreements(found: Measured) -> Iterator[Agreement]:
             yield Agreement(
                 figure=figure,
                 measure=measure,
+                near=near,
                 rows=tuple(rows),
                 pairs=len(ordered),
                 tau=tau,

@@ -149,17 +149,8 @@ def paired_table(found: Measured, kind: str, against: int) -> Table:
     name = found.name(against)
     columns, cells = [], []
     for measure in found.of(kind):
-        differences = [measure.difference(row, against) for row in range(len(found.rows))]
-        digits = digits_of(d for n, d in enumerate(differences) if n != against)
         columns.append(Column(f"{measure.title} {BETTER[measure.better]}".strip(), measure.unit))
-        cells.append(
-            [
-                Cell("=")
-                if row == against and d.clips
-                else _difference(found, measure, row, against, d, digits)
-                for row, d in enumerate(differences)
-            ]
-        )
+        cells.append(_differences(measure, against))
     less = "drifts less" if kind == "drift" else "is lower"
     return _table(
         found,
@@ -191,17 +182,8 @@ def revisit_table(found: Measured) -> Table:
         columns.append(Column("all"))
         cells.append(_column(found, whole))
         if found.against is not None:
-            differences = [whole.difference(row, found.against) for row in range(len(found.rows))]
-            digits = digits_of(d for n, d in enumerate(differences) if n != found.against)
             columns.append(Column(f"all, less {found.name(found.against)}'s"))
-            cells.append(
-                [
-                    Cell("=")
-                    if row == found.against and d.clips
-                    else _difference(found, whole, row, found.against, d, digits)
-                    for row, d in enumerate(differences)
-                ]
-            )
+            cells.append(_differences(whole, found.against))
             notes.append(CLAIMS)
     return _table(found, key="revisits", title="Revisits", columns=columns, cells=cells, notes=notes)
 
@@ -272,13 +254,15 @@ def paper_table(found: Measured) -> Table:
         values = [row.paper.get(figure) for row in found.rows]
         columns.append(Column(figure, "paper"))
         cells.append([Cell() if v is None else Cell(f"{v:g}", number=v) for v in values])
-        for measure in counterparts(found, figure):
+        for measure, near in counterparts(found, figure):
             own = _column(found, measure)
-            columns.append(Column(measure.title, f"here, {measure.unit}" if measure.unit else "here"))
+            here = "nearest here" if near else "here"
+            columns.append(Column(measure.title, f"{here}, {measure.unit}" if measure.unit else here))
             cells.append([Cell() if v is None else cell for v, cell in zip(values, own, strict=True)])
     skip = [n for n, row in enumerate(found.rows) if not row.paper]
     notes = [
         "the paper's models, clips and metrics are others: orders can be compared, numbers cannot",
+        "nearest here: another metric of a like subject, which does not stand for the paper's",
         INTERVALS,
     ]
     return _table(
@@ -295,15 +279,21 @@ def _column(found: Measured, measure: Measure) -> list[Cell]:
     ]
 
 
-def _difference(
-    found: Measured, measure: Measure, row: int, against: int, difference: Estimate, digits: int
-) -> Cell:
-    mark = ""
-    if measure.differ(row, against):
-        side = measure.sign * difference.value
-        mark = "better" if side > 0 else "worse" if side < 0 else "differs"
-    whole = max(measure.estimates[row].clips, measure.estimates[against].clips)
-    return estimate_cell(difference, digits, signed=True, mark=mark, of=whole)
+def _differences(measure: Measure, against: int) -> list[Cell]:
+    """Of each row to one, marked where they are more than chance."""
+    digits = digits_of(e for row, e in enumerate(measure.differences) if row != against)
+    cells = []
+    for row, found in enumerate(measure.differences):
+        if row == against and found.clips:
+            cells.append(Cell("="))
+            continue
+        mark = ""
+        if measure.differ(row, against):
+            side = measure.sign * found.value
+            mark = "better" if side > 0 else "worse" if side < 0 else "differs"
+        whole = max(measure.estimates[row].clips, measure.estimates[against].clips)
+        cells.append(estimate_cell(found, digits, signed=True, mark=mark, of=whole))
+    return cells
 
 
 def _table(

@@ -32,7 +32,7 @@ def as_csv(found: Measured) -> str:
             if estimate.clips:
                 line(row, measure.metric, measure.kind, estimate)
             if found.against is not None and row != found.against:
-                difference = measure.difference(row, found.against)
+                difference = measure.differences[row]
                 if difference.clips:
                     p = float(measure.p[row, found.against])
                     line(row, measure.metric, measure.kind, difference, found.name(found.against), p)

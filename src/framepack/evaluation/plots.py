@@ -1,0 +1,408 @@
+"""Plots of a suite: scores over time, drift, forgetting, and forgetting against drift.
+
+Colours are of Okabe and Ito (2008), told apart by colour-blind people too, and never tell anything alone.
+Each row has its own panel or label, so that few are needed.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from framepack.evaluation.analysis import REVISIT, Floats, Measure, Measured, MetricInfo
+from framepack.evaluation.findings import frontier, paradox_measures
+from framepack.evaluation.results import RowResult
+from framepack.metrics.bootstrap import bootstrap_means
+from framepack.metrics.drift import end_count
+from framepack.metrics.significance import FEWEST
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, GRID, PAPER = "#22262b", "#767c85", "#dcdfe3", "#ffffff"
+ROW, WAITING, BETTER, WORSE = "#56606b", "#a9b0b8", "#0072b2", "#d55e00"
+COLUMNS = 3
+WIDTH = 7.6
+"""Inches, so that letters of `LETTERS` points are read on a page and, at twice its width, on a phone."""
+LETTERS = 9
+LETTERS_WIDE = 34
+"""Of a panel."""
+RESAMPLES = 2000
+"""Of bands; more than the eye sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure, its name in files, and what is said beside it; ``told``: in words, for who can't see it."""
+
+    key: str
+    title: str
+    told: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row's curve: x (N,), and mean, low and high (3, N)."""
+
+    name: str
+    x: Floats
+    band: Floats
+    colour: str = ROW
+    finished: bool = True
+
+
+def plots(found: Measured) -> Iterator[Plot]:
+    """All that there are numbers for, one after another."""
+    paradox = paradox_plot(found)
+    if paradox:
+        yield paradox
+    drift = drift_plot(found)
+    if drift:
+        yield drift
+    forgetting = forgetting_plot(found)
+    if forgetting:
+        yield forgetting
+    for metric, info in found.metrics.items():
+        curves = curves_plot(found, metric, info)
+        if curves:
+            yield curves
+
+
+# Over time ---------------------------------------------------------------------------------------------
+
+
+def curves_plot(found: Measured, metric: str, info: MetricInfo) -> Plot | None:
+    """A metric over time: a panel for each row, with the reference and the row to compare with."""
+    measure = found.measures.get(("beyond", metric), found.measures.get(("drift", metric)))
+    lines = [
+        line
+        for n, row in enumerate(found.rows)
+        if (line := _curve(row, metric, _colour(found, measure, n))) is not None
+    ]
+    if not lines:
+        return None
+    longest = max(len(line.x) for line in lines)
+    what = {"pair": "pair of frames", "window": "window"}.get(info.per, "frame")
+    ylabel = _with_unit(info.title, info.unit)
+    figure = _panels(found, lines, verb="drifts", xlabel=what, ylabel=ylabel, ends=longest)
+    told = (
+        f"{info.title} by {what}, mean over clips with its 95 % bootstrap band, a panel for each row. Grey "
+        "stripes: the two ends that drift compares"
+    )
+    return Plot(key=f"curve-{metric}", title=f"{info.title} over time", told=told, figure=figure)
+
+
+def _curve(row: RowResult, metric: str, colour: str) -> Line | None:
+    """Of the clips that are as long as most; frames without a score are left out."""
+    scores = [clip.values[metric] for clip in row.clips if len(clip.values.get(metric, ())) > 1]
+    if not scores:
+        return None
+    lengths = [len(values) for values in scores]
+    most = max(set(lengths), key=lengths.count)
+    kept = np.array([values for values in scores if len(values) == most], float)
+    kept[~np.isfinite(kept)] = np.nan
+    if np.isnan(kept).all():
+        return None
+    band = bootstrap_means(kept, resamples=RESAMPLES)
+    band[1:, (~np.isnan(kept)).sum(axis=0) < FEWEST] = np.nan
+    return Line(row.name, np.arange(1, most + 1, dtype=float), band, colour, row.finished)
+
+
+def forgetting_plot(found: Measured) -> Plot | None:
+    """Revisit error by frames away, a panel for each row."""
+    if not found.bins:
+        return None
+    whole = found.measures.get(("revisit", REVISIT))
+    lines = []
+    for n, row in enumerate(found.rows):
+        estimates = [parts[n] for _, parts in found.bins]
+        if any(estimate.clips for estimate in estimates):
+            band = np.array([[e.value, e.low, e.high] for e in estimates]).T
+            places = np.arange(len(found.bins), dtype=float)
+            lines.append(Line(row.name, places, band, _colour(found, whole, n), row.finished))
+    if not lines:
+        return None
+    figure = _panels(
+        found,
+        lines,
+        verb="forgets",
+        xlabel="frames away",
+        ylabel="revisit error",
+        ticks=[title.replace(" to ", "–") for title, _ in found.bins],
+    )
+    told = (
+        "Revisit error by frames away, mean over walks with its 95 % bootstrap interval, a panel for each row"
+    )
+    return Plot(key="forgetting", title="Forgetting", told=told, figure=figure)
+
+
+def _panels(
+    found: Measured,
+    lines: Sequence[Line],
+    *,
+    verb: str,
+    xlabel: str,
+    ylabel: str,
+    ends: int | None = None,
+    ticks: Sequence[str] | None = None,
+) -> Figure:
+    """A panel for each line; behind it, thin, those that it is to be seen against."""
+    shown = [line for line in lines if not _is(found, line, found.reference)] or list(lines)
+    columns = min(COLUMNS, len(shown))
+    down = math.ceil(len(shown) / columns)
+    figure = _figure(down * 1.45 + 0.75)
+    all_axes = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    behind = [
+        (line, style)
+        for number, style in ((found.reference, (0, (4, 2))), (found.against, (0, (1, 1.2))))
+        for line in lines
+        if _is(found, line, number)
+    ]
+    for axes, line in zip(all_axes, shown, strict=False):
+        _dress(axes)
+        if ends is not None:
+            count = end_count(ends) if ends > 1 else 1
+            for left in (0.5, ends - count + 0.5):
+                axes.axvspan(left, left + count, color=GRID, alpha=0.5, lw=0)
+        for other, style in behind:
+            if other is not line:
+                axes.plot(other.x, other.band[0], color=INK, lw=0.9, ls=style)
+        if ticks is None:
+            axes.fill_between(line.x, line.band[1], line.band[2], color=line.colour, alpha=0.25, lw=0)
+            axes.plot(line.x, line.band[0], color=line.colour, lw=1.8)
+        else:
+            mean, low, high = line.band
+            errors = np.nan_to_num(np.abs([mean - low, high - mean]))
+            axes.errorbar(line.x, mean, errors, color=line.colour, lw=1.8, elinewidth=1.2, marker="o", ms=4)
+            axes.set_xticks(range(len(ticks)), ticks)
+        note = "" if line.finished else " (not finished)"
+        _title(axes, f"{line.name}{note}")
+    for axes in all_axes[len(shown) :]:
+        axes.set_visible(False)
+    _legend(found, figure, verb, behind)
+    _text(figure.supylabel, ylabel, fontsize=LETTERS, color=INK)
+    figure.supxlabel(xlabel, fontsize=LETTERS, color=INK)
+    return figure
+
+
+def _is(found: Measured, line: Line, number: int | None) -> bool:
+    return number is not None and found.name(number) == line.name
+
+
+def _legend(found: Measured, figure: Figure, verb: str, behind: Sequence[tuple[Line, Any]] = ()) -> None:
+    """What the thin lines are, and the colours that are there."""
+    from matplotlib.lines import Line2D
+
+    entries = [(line.name, INK, 0.9, style) for line, style in behind]
+    if found.against is not None and len(found.rows) > 1:
+        told = {
+            BETTER: f"{verb} less than {found.name(found.against)}",
+            WORSE: f"{verb} more",
+            ROW: "no difference found",
+            WAITING: "not finished, not compared",
+        }
+        entries += [(text, colour, 2.2, "-") for colour, text in told.items()]
+    if not entries:
+        return
+    handles = [Line2D([], [], color=colour, lw=wide, ls=style) for _, colour, wide, style in entries]
+    names = [_wrapped(text) for text, *_ in entries]
+    how: dict[str, Any] = {"loc": "outside upper left", "ncols": 3, "fontsize": LETTERS - 1, "frameon": False}
+    for text in figure.legend(handles, names, **how).get_texts():
+        text.set(parse_math=False, color=INK)
+
+
+# Drift -------------------------------------------------------------------------------------------------
+
+
+def drift_plot(found: Measured) -> Plot | None:
+    """Bars with intervals: a panel for each metric, in each the rows in their order."""
+    kind = "beyond" if found.of("beyond") else "drift"
+    measures = found.of(kind)
+    rows = [
+        n
+        for n, row in enumerate(found.rows)
+        if not row.reference and any(measure.estimates[n].clips for measure in measures)
+    ]
+    if not measures or not rows:
+        return None
+    columns = min(COLUMNS, len(measures))
+    down = math.ceil(len(measures) / columns)
+    figure = _figure(down * (0.24 * len(rows) + 0.62) + 0.4)
+    all_axes = figure.subplots(down, columns, sharey=True, squeeze=False).ravel()
+    for axes, measure in zip(all_axes, measures, strict=False):
+        _bars(axes, found, measure, rows)
+    for axes in all_axes[len(measures) :]:
+        axes.set_visible(False)
+    _legend(found, figure, "drifts")
+    title = "Drift beyond the world's" if kind == "beyond" else "Drift"
+    told = f"{title} of each metric and row, mean over clips with its 95 % bootstrap interval; less is better"
+    return Plot(key="drift", title=title, told=told, figure=figure)
+
+
+def _bars(axes: Axes, found: Measured, measure: Measure, rows: Sequence[int]) -> None:
+    _dress(axes)
+    for place, row in enumerate(rows):
+        estimate = measure.estimates[row]
+        if not estimate.clips:
+            continue
+        colour = _colour(found, measure, row)
+        axes.barh(place, estimate.value, height=0.62, color=colour, alpha=0.45, lw=0)
+        axes.plot([estimate.low, estimate.high], [place, place], color=colour, lw=2)
+        axes.plot(estimate.value, place, "o", color=colour, ms=4)
+    axes.set_yticks(range(len(rows)))
+    axes.set_yticklabels([found.name(row) for row in rows], fontsize=LETTERS, parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    _title(axes, _with_unit(measure.title, measure.unit))
+
+
+# Forgetting against drift ------------------------------------------------------------------------------
+
+
+def paradox_plot(found: Measured) -> Plot | None:
+    """One labelled point for each row, with both intervals; a line joins those that no row beats in both."""
+    if (pair := paradox_measures(found)) is None:
+        return None
+    drift, revisit = pair
+    rows = [
+        n
+        for n, row in enumerate(found.rows)
+        if not row.reference and drift.estimates[n].clips and revisit.estimates[n].clips
+    ]
+    if len(rows) < 2:
+        return None
+    figure = _figure(5.2)
+    axes = figure.subplots()
+    _dress(axes)
+    x = [drift.estimates[row] for row in rows]
+    y = [revisit.estimates[row] for row in rows]
+    front = frontier([e.value for e in x], [e.value for e in y])
+    axes.plot([x[n].value for n in front], [y[n].value for n in front], color=BETTER, lw=1, ls=(0, (4, 2)))
+    for n, row in enumerate(rows):
+        colour = BETTER if n in front else ROW
+        axes.plot([x[n].low, x[n].high], [y[n].value] * 2, color=colour, lw=1, alpha=0.7)
+        axes.plot([x[n].value] * 2, [y[n].low, y[n].high], color=colour, lw=1, alpha=0.7)
+        face = colour if found.rows[row].finished else PAPER
+        axes.plot(x[n].value, y[n].value, "o", ms=6, color=colour, mfc=face, zorder=3)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    beyond = " beyond the world's" if drift.kind == "beyond" else ""
+    xlabel = f"{_with_unit(f'drift of {drift.title.lower()}{beyond}', drift.unit)}  →  drifts more"
+    _text(axes.set_xlabel, xlabel, fontsize=LETTERS, color=INK)
+    axes.set_ylabel("revisit error  →  forgets more", fontsize=LETTERS, color=INK)
+    names = [f"{found.name(row)}{'' if found.rows[row].finished else ' (not finished)'}" for row in rows]
+    bars = [
+        [(a.low, b.value, a.high, b.value), (a.value, b.low, a.value, b.high)]
+        for a, b in zip(x, y, strict=True)
+    ]
+    points = np.array([(a.value, b.value) for a, b in zip(x, y, strict=True)])
+    _label(figure, axes, points, np.nan_to_num(np.concatenate(bars)), names)
+    told = (
+        f"Forgetting (revisit error) against drift of {drift.title.lower()}{beyond}, mean and 95 % bootstrap "
+        "interval of each row. Blue, joined: rows that no other one beats in both"
+    )
+    return Plot(key="paradox", title="Forgetting against drift", told=told, figure=figure)
+
+
+def _label(figure: Figure, axes: Axes, points: Floats, bars: Floats, names: Sequence[str]) -> None:
+    """Write each name beside its point, where it covers the least of points, bars and other names.
+
+    points: (N, 2). bars: (M, 4), left, low, right and top of each.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    at, point = axes.transData.transform(points), 72 / figure.dpi
+    frame = axes.get_window_extent(renderer)
+    ends = axes.transData.transform(bars.reshape(-1, 2)).reshape(-1, 4)
+    taken = [Bbox.from_bounds(px - 6, py - 6, 12, 12) for px, py in at]
+    taken += [Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1) for x0, y0, x1, y1 in ends]
+    for n in np.argsort(-at[:, 1], kind="stable"):
+        text = axes.annotate(
+            names[n],
+            points[n],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=LETTERS,
+            color=INK,
+            parse_math=False,
+        )
+        size = text.get_window_extent(renderer)
+        wide, high = size.width, size.height
+        costs = []
+        for far in (6.0, 14.0, 24.0):
+            for left in (far, -far - wide, -wide / 2):
+                for low in (4.0 + far / 4, -4 - far / 4 - high, -high / 2):
+                    box = Bbox.from_bounds(at[n, 0] + left, at[n, 1] + low, wide, high)
+                    outside = wide * high - _overlap(box, frame)
+                    cost = sum(_overlap(box, other) for other in taken) + 4 * outside + 3 * far
+                    costs.append((cost, len(costs), box, (left, low)))
+        _, _, box, (left, low) = min(costs)
+        text.set_position((left * point, low * point))
+        taken.append(box)
+
+
+def _overlap(one: Any, other: Any) -> float:
+    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+    high = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return wide * high if wide > 0 and high > 0 else 0.0
+
+
+# Looks -------------------------------------------------------------------------------------------------
+
+
+def _colour(found: Measured, measure: Measure | None, row: int) -> str:
+    """Blue where it is better than the row that others are compared with, orange where it is worse."""
+    if not found.rows[row].finished:
+        return WAITING
+    if row == found.against:
+        return INK
+    if measure is None or found.against is None or not measure.differ(row, found.against):
+        return ROW
+    return BETTER if measure.sign * measure.differences[row].value > 0 else WORSE
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)  # which measures text
+    return figure
+
+
+def _dress(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=LETTERS - 1, length=3)
+    axes.grid(color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _title(axes: Axes, text: str) -> None:
+    _text(axes.set_title, _wrapped(text), loc="left", fontsize=LETTERS, color=INK)
+
+
+def _wrapped(text: str) -> str:
+    """Lines that fit over a panel."""
+    return "\n".join(textwrap.wrap(text, LETTERS_WIDE)) or text
+
+
+def _text(write: Any, text: str, **how: Any) -> None:
+    """Names may hold dollar signs, which are no formulas here."""
+    write(text, **how).set_parse_math(False)
+
+
+def _with_unit(title: str, unit: str) -> str:
+    return f"{title}, {unit}" if unit else title
