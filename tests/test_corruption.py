@@ -11,6 +11,7 @@ import torch
 
 from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError, UnknownNameError
+from framepack.packing.context import PackedContext
 from framepack.planning.method import named_method
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
@@ -107,6 +108,8 @@ def test_noise_is_in_proportion_to_the_spread_of_its_channel_and_to_its_frame():
         ({"levels": (0.1, float("nan"))}, "levels"),
         ({"kind": "mix", "levels": (0.5, 1.5)}, "0 to 1"),
         ({"kind": "mix", "noise": 2.0}, "0 to 1"),
+        ({"told": True}, "kind=mix and per=sample"),
+        ({"told": True, "kind": "mix", "per": "frame"}, "kind=mix and per=sample"),
     ],
 )
 def test_settings_that_are_refused(values, told):
@@ -128,6 +131,107 @@ def test_a_batch_shows_corrupted_history_and_clean_targets():
     # The same frame has the same noise wherever it stands.
     nearest = shown.context.levels[-1].latents[:, :, -1]
     assert torch.equal(shown.context.aligned[:, :CHANNELS, 0], nearest)
+
+
+def batches(draw: Draw, *configs: ObjectiveConfig, seed: int = 0, size: int = 2) -> list[PackedContext]:
+    """What the same samples are shown under each configuration."""
+    said = tiny_bundle().conditioner
+    return [
+        make_batch(np.random.default_rng(seed), draw, size, Clips(), said, config, SPREAD).context
+        for config in configs
+    ]
+
+
+def mixing(**changes) -> ObjectiveConfig:
+    return ObjectiveConfig(corruption=CorruptionConfig(kind="mix", **changes))
+
+
+CLEAN = ObjectiveConfig(corruption=CorruptionConfig(kind="mix", share=0.0))
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("name", ["f1", "inverted"])
+def test_mixed_noise_is_on_history_as_in_generation(name, told):
+    """On the path of the flow, beside the target too, and not on what is pinned."""
+    draw = drawn(index=2, name=name)
+    clean, shown = batches(draw, CLEAN, mixing(levels=(0.5,), share=1.0, told=told))
+    roles = [level.role for level in draw.section.context]
+    assert {"start", "history"} == set(roles)
+    for role, a, b in zip(roles, clean.levels, shown.levels, strict=True):
+        if role == "start":
+            assert torch.equal(a.latents, b.latents) and b.timestep is None
+            continue
+        noise = (b.latents - 0.5 * a.latents) / 0.5
+        assert noise.std() == pytest.approx(1, abs=0.25) and abs(noise.mean()) < 0.25
+        assert b.timestep.tolist() == [500, 500] if told else b.timestep is None
+    assert shown.timestep == (0.0 if told else None)
+    side = slice(0, CHANNELS) if name == "f1" else slice(CHANNELS, 2 * CHANNELS)
+    history = [x for role, x in zip(roles, shown.levels, strict=True) if role == "history"]
+    near = min(history, key=lambda level: level.kernel)
+    nearest = near.latents[:, :, -1 if name == "f1" else 0]
+    assert torch.equal(shown.aligned[:, side, 0], nearest)
+
+
+def test_each_sample_is_told_its_own_sigma():
+    draw = drawn()
+    clean, shown = batches(draw, CLEAN, mixing(noise=0.6, share=0.7, told=True), size=40)
+    told = shown.levels[0].timestep / 1000
+    assert 0.5 < told.max() <= 0.6 and 4 < int((told == 0).sum()) < 24
+    for a, b in zip(clean.levels, shown.levels, strict=True):
+        assert torch.equal(b.timestep, shown.levels[0].timestep)
+        noise = b.latents - (1 - told.view(-1, 1, 1, 1, 1)) * a.latents
+        torch.testing.assert_close(noise.flatten(1).std(1), told, rtol=0.3, atol=1e-6)
+
+
+def test_each_frame_may_be_mixed_by_a_sigma_of_its_own():
+    (shown,) = batches(drawn(), mixing(levels=(0.0, 1.0), share=1.0, per="frame"), size=1)
+    (clean,) = batches(drawn(), CLEAN, size=1)
+    left = [
+        torch.equal(a.latents[:, :, n], b.latents[:, :, n])
+        for a, b in zip(shown.levels, clean.levels, strict=True)
+        for n in range(a.latents.shape[2])
+    ]
+    assert 0 < sum(left) < len(left)
+
+
+def test_a_method_with_noise_is_taught_with_it():
+    draw = drawn()
+    noisy = replace(draw, method=replace(draw.method, history_noise=0.5))
+    quiet = ObjectiveConfig(corruption=CorruptionConfig(noise=0.0))
+    (clean,), (shown,) = batches(draw, quiet), batches(noisy, quiet)
+    for a, b in zip(clean.levels, shown.levels, strict=True):
+        assert ((b.latents - 0.5 * a.latents) / 0.5).std() == pytest.approx(1, abs=0.25)
+        assert b.timestep.tolist() == [500, 500]
+
+
+def test_the_model_hears_what_it_is_told():
+    bundle, draw = tiny_bundle(), drawn()
+    (shown,) = batches(draw, mixing(levels=(0.5,), share=1.0, told=True))
+    rows = bundle.transformer._timesteps(torch.tensor([900.0, 10.0]), [5] * len(shown.levels), 7, shown)
+    history = 5 * len(shown.levels)
+    assert (rows[:, :history] == 500).all() and rows[:, history:].unique(dim=1).tolist() == [[900.0], [10.0]]
+    otherwise = replace(
+        shown, levels=tuple(replace(level, timestep=level.timestep * 0) for level in shown.levels)
+    )
+    with torch.no_grad():
+        said = bundle.conditioner.encode(["a red ball"] * 2)
+        noise = torch.randn(2, CHANNELS, SECTION, *GRID)
+        places = torch.tensor(draw.section.positions)
+        a, b = (
+            bundle.transformer(noise, torch.full((2,), 500.0), said, places, c) for c in (shown, otherwise)
+        )
+    assert (a - b).abs().max() > 1e-4
+
+
+def test_history_is_dropped_whole_and_by_share():
+    draw, counts = drawn(name="f1"), []
+    for share in (0.0, 0.3, 1.0):
+        config = ObjectiveConfig(drop_history=share)
+        found = [context for seed in range(40) for context in batches(draw, config, seed=seed)]
+        dropped = [context for context in found if not context.levels]
+        assert all(not context.aligned.any() for context in dropped)
+        counts.append(len(dropped))
+    assert counts[0] == 0 and 4 < counts[1] < 22 and counts[2] == 40
 
 
 # --- history that the model made ---

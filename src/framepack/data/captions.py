@@ -78,7 +78,7 @@ JAPANESE_VERBS = ("動く", "移動する", "進む", "動いていく")
 
 
 def caption(words: Sequence[str], language: str, rng: np.random.Generator) -> str:
-    """Say canonical words (at least a shape and a direction) as a sentence in "en" or "ja"."""
+    """Say canonical words as a sentence in "en" or "ja": at least a shape and a direction, or a camera."""
     if language not in ("en", "ja"):
         raise UnknownNameError("caption language", language, ("en", "ja"))
     table = ENGLISH if language == "en" else JAPANESE
@@ -90,8 +90,13 @@ def caption(words: Sequence[str], language: str, rng: np.random.Generator) -> st
 
 
 def _english(said: dict[str, str], rng: np.random.Generator) -> str:
-    thing = " ".join(part for part in (said.get("colour"), said["shape"]) if part)
     place = [said[slot] for slot in ("ground", "sky") if slot in said]
+    if "shape" not in said:
+        camera = " ".join(said[slot] for slot in ("camera", "speed") if slot in said)
+        first = place and rng.random() < 0.4
+        main = f"{' '.join(place)}, {camera}" if first else " ".join([camera, *place])
+        return main[0].upper() + main[1:] + "."
+    thing = " ".join(part for part in (said.get("colour"), said["shape"]) if part)
     if rng.random() < 0.3:
         place.reverse()
     motion = said["direction"]
@@ -114,8 +119,10 @@ def _english(said: dict[str, str], rng: np.random.Generator) -> str:
 
 
 def _japanese(said: dict[str, str], rng: np.random.Generator) -> str:
-    thing = said.get("colour", "") + said["shape"] + ("が" if rng.random() < 0.7 else "は")
     place = "の".join(said[slot] for slot in ("sky", "ground") if slot in said)
+    if "shape" not in said:
+        return (f"{place}で、" if place else "") + said.get("speed", "") + said["camera"] + "。"
+    thing = said.get("colour", "") + said["shape"] + ("が" if rng.random() < 0.7 else "は")
     motion = said["direction"]
     if motion not in JAPANESE["still"]:
         verb = JAPANESE_VERBS[int(rng.integers(len(JAPANESE_VERBS)))]

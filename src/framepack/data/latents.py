@@ -14,17 +14,21 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from framepack.codecs.frame import FrameAutoencoder
-from framepack.data.ranges import AMOUNT, COUNT, check
+from framepack.data.panorama import sample_panorama
+from framepack.data.ranges import AMOUNT, COUNT, SHARE, check
 from framepack.data.world import Scene, sample_scene
 from framepack.errors import InputError
 
 SHARD = 32
+PANORAMA = 1
+"""Tells a clip's draw of a panorama from its draw of another scene."""
 Size = tuple[int, int]
 
 
@@ -44,6 +48,7 @@ class CacheConfig:
         clips: in all, divided evenly among ``sizes``; the first clips have the first size.
         frames: T of each clip.
         sizes: (height, width) in pixels. codec: digest of the codec.
+        panorama: share of the clips that are panoramas.
 
     Raises:
         InputError: numbers that make no cache.
@@ -54,9 +59,11 @@ class CacheConfig:
     sizes: tuple[Size, ...]
     seed: int
     codec: str
+    panorama: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, COUNT, "clips", "frames")
+        check(self, SHARE, "panorama")
         check(self, AMOUNT, "seed")
         # A configuration from text has lists.
         object.__setattr__(self, "sizes", tuple(tuple(size) for size in self.sizes))
@@ -69,6 +76,11 @@ class CacheConfig:
                 f"{self.clips} clips of {self.frames} frames in {len(self.sizes)} sizes: "
                 "there must be a clip of each size, and two frames; ask for more"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """As a card has it. A share of panoramas stands there if there is one: older cards know of none."""
+        told = json.loads(json.dumps(asdict(self)))
+        return told if self.panorama else {name: told[name] for name in told if name != "panorama"}
 
     def clips_of(self, size: int) -> range:
         """The clips of ``sizes[size]``."""
@@ -90,15 +102,24 @@ class CacheConfig:
 
 
 @lru_cache(maxsize=65536)
-def scene_of(seed: int, clip: int, frames: int, aspect: float) -> Scene:
-    """The scene of one clip; held-out clips have seeds of their own. ``aspect`` is height / width."""
+def scene_of(seed: int, clip: int, frames: int, aspect: float, panorama: float = 0.0) -> Scene:
+    """The scene of one clip; held-out clips have seeds of their own. ``aspect`` is height / width.
+
+    panorama: share of the clips that are panoramas; a larger share has those of a smaller one among its own.
+    """
+    if panorama:
+        rng = np.random.default_rng([seed, clip, PANORAMA])
+        if rng.random() < panorama:
+            return sample_panorama(rng, frames, aspect)
     return sample_scene(np.random.default_rng([seed, clip]), frames, aspect)
 
 
 def render_shard(config: CacheConfig, shard: Shard) -> np.ndarray:
     """The clips of one shard as pixels: uint8 (K, T, H, W, 3)."""
     height, width = shard.size
-    scenes = [scene_of(config.seed, clip, config.frames, height / width) for clip in shard.clips]
+    scenes = [
+        scene_of(config.seed, clip, config.frames, height / width, config.panorama) for clip in shard.clips
+    ]
     return np.stack([scene.render(range(config.frames), height, width) for scene in scenes])
 
 
@@ -120,7 +141,7 @@ def claim_cache(folder: Path, config: CacheConfig) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / "cache.json"
-    wanted = json.dumps(asdict(config))
+    wanted = json.dumps(config.to_json())
     if not card.exists():
         unfinished = card.with_suffix(f".{os.getpid()}.tmp")
         unfinished.write_text(wanted)
@@ -216,7 +237,14 @@ class LatentCache:
 
     def scene(self, clip: int) -> Scene:
         height, width = self.config.size_of(clip)
-        return scene_of(self.config.seed, clip, self.config.frames, height / width)
+        return scene_of(self.config.seed, clip, self.config.frames, height / width, self.config.panorama)
+
+    def offsets(self, rng: np.random.Generator, clips: list[int], frames: int) -> list[int]:
+        """A random start of so many frames in each clip; a panorama begins with the frame that shows all."""
+        drawn = rng.integers(0, self.config.frames - frames + 1, len(clips)).tolist()
+        return [
+            0 if self.scene(clip).landmarks else offset for clip, offset in zip(clips, drawn, strict=True)
+        ]
 
     def latents(self, clips: list[int], frames: list[list[int]]) -> torch.Tensor:
         """Frames (one list a clip, of equal lengths) of clips of one size -> (B, C, N, h, w), float32."""

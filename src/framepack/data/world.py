@@ -2,7 +2,9 @@
 
 Motion is decided by words and the first frame alone: the shape moves at a constant speed on a torus
 a little larger than the frame, so it leaves on one side and returns on the other, and the hills
-repeat after one frame width. Any frame of any scene can be rendered, however far in time.
+repeat after one frame width. In a panorama no shape moves: the camera pans out and back, past landmarks
+that stand in the world, are all in its first frame, and do not repeat. Any frame of any scene can be
+rendered, however far in time.
 Lengths are in widths of the frame, y points down, times are frames at 8 a second.
 """
 
@@ -25,6 +27,9 @@ STEP: dict[str, float] = {"slowly": 1.5 / 128, "": 3 / 128, "fast": 5 / 128}
 VECTOR = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 PAN = {"": 0.0, "pan-left": -2 / 128, "pan-right": 2 / 128}
 """Widths a frame that the view moves over the near hills; over the far ones it is `FAR` of that."""
+BACK = {"": "", "pan-left": "pan-right", "pan-right": "pan-left"}
+PACE = {"": 1, "fast": 2}
+"""How many times `PAN` a panorama moves, by word of speed."""
 FAR = 0.5
 FADE = 8
 """Frames that a change of the sky takes."""
@@ -46,11 +51,22 @@ class Motion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Landmark:
+    """An outlined shape that stands in the world: at ``place`` (its centre) in a view that has not panned."""
+
+    shape: str
+    colour: str
+    radius: float
+    place: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """One endless clip.
 
     Attributes:
-        shape, colour, ground, camera: words of the lexicon; camera "" is static.
+        shape, colour, ground, camera: words of the lexicon; camera "" is static, shape "" is none, which
+            has no colour and no motion to tell of either.
         skies: the sky before and after the change (equal when it does not change).
         sky_change: frame in the middle of the cross-fade.
         motions: one or more, ascending in start; the first also holds before its start.
@@ -59,6 +75,9 @@ class Scene:
         disc: x, y, radius of sun and moon.
         phases: of the far and the near hills.
         aspect: height / width of the frames.
+        landmarks: go with the near hills, behind the shape. No words tell of them.
+        turn: the frame from which on the camera pans back; None: never. pace: of the camera, told where
+            no shape has a speed.
     """
 
     shape: str
@@ -73,6 +92,9 @@ class Scene:
     disc: tuple[float, float, float]
     phases: tuple[tuple[float, float, float], tuple[float, float, float]]
     aspect: float = 1.0
+    landmarks: tuple[Landmark, ...] = ()
+    turn: int | None = None
+    pace: str = ""
 
     @property
     def torus(self) -> tuple[float, float]:
@@ -109,6 +131,11 @@ class Scene:
             return 0.0
         return float(np.clip((t - self.sky_change) / FADE + 0.5, 0, 1))
 
+    def pan(self, t: int) -> float:
+        """Widths that the view of frame t lies to the right of the first one's."""
+        frames = t if self.turn is None or t <= self.turn else 2 * self.turn - t
+        return PAN[self.camera] * PACE[self.pace] * frames
+
     def motion(self, t: int) -> Motion:
         """What moves frame t to frame t + 1."""
         current = self.motions[0]
@@ -125,8 +152,11 @@ class Scene:
             last = stop if n + 1 == len(self.motions) else min(stop, self.motions[n + 1].start)
             if last - first > longest:
                 most, longest = motion, last - first
-        sky = self.skies[1 if (start + stop - 1) / 2 >= self.sky_change else 0]
-        words = (self.shape, self.colour, sky, self.ground, most.direction, most.speed, self.camera)
+        middle = (start + stop - 1) / 2
+        sky = self.skies[1 if middle >= self.sky_change else 0]
+        camera = self.camera if self.turn is None or middle < self.turn else BACK[self.camera]
+        moves = (most.direction, most.speed) if self.shape else ("", self.pace)
+        words = (self.shape, self.colour, sky, self.ground, *moves, camera)
         return tuple(word for word in words if word)
 
     def caption(self, start: int, stop: int, language: str, rng: np.random.Generator) -> str:
@@ -141,12 +171,16 @@ class Scene:
         drawn: tuple[float, float] | None = None
         background = None
         for n, t in enumerate(frames):
-            fade, pan = self.fade(t), (PAN[self.camera] * t) % (1 / FAR)
+            fade, pan = self.fade(t), self.pan(t) % (1 / FAR)
             if background is None or drawn != (fade, pan):
                 background, outline = self._background(fade, pan, height, width)
                 drawn = (fade, pan)
             out[n] = background
-            self._draw_shape(out[n], t, outline)
+            for mark in self.landmarks:
+                x, y = mark.place
+                _draw_shape(out[n], mark.shape, mark.colour, mark.radius, (x - self.pan(t), y), outline)
+            if self.shape:
+                _draw_shape(out[n], self.shape, self.colour, self.radius, self.position(t), outline)
         return out
 
     def _background(self, fade: float, pan: float, height: int, width: int):
@@ -190,24 +224,33 @@ class Scene:
             share = strength * np.clip(0.5 - distance * width, 0, 1)[..., None]
             image[rows, columns] += share * (colour - image[rows, columns])
 
-    def _draw_shape(self, image: NDArray[np.uint8], t: int, outline: NDArray[np.float32]) -> None:
-        height, width = image.shape[:2]
-        cx, cy = self.position(t)
-        reach = self.radius * 1.1
-        x0, x1 = max(0, int((cx - reach) * width) - 1), min(width, int((cx + reach) * width) + 2)
-        y0, y1 = max(0, int((cy - reach) * width) - 1), min(height, int((cy + reach) * width) + 2)
-        if x0 >= x1 or y0 >= y1:
-            return
-        x = ((np.arange(x0, x1) + 0.5) / width - cx).astype(np.float32)[None, :]
-        y = ((np.arange(y0, y1) + 0.5) / width - cy).astype(np.float32)[:, None]
-        x, y = np.broadcast_arrays(x, y)
-        line = self.radius * OUTLINE
-        distance = SHAPES[self.shape](x, y, self.radius - line / 2) - line / 2
-        outer = np.clip(0.5 - distance * width, 0, 1)[..., None]
-        inner = np.clip(0.5 - (distance + line) * width, 0, 1)[..., None]
-        paint = outline + inner * (np.array(COLOURS[self.colour], np.float32) - outline)
-        under = image[y0:y1, x0:x1].astype(np.float32)
-        image[y0:y1, x0:x1] = (under + outer * (paint - under) + 0.5).astype(np.uint8)
+
+def _draw_shape(
+    image: NDArray[np.uint8],
+    shape: str,
+    colour: str,
+    radius: float,
+    centre: tuple[float, float],
+    outline: NDArray[np.float32],
+) -> None:
+    """A shape with its outline, in place; nothing where it is out of view."""
+    height, width = image.shape[:2]
+    cx, cy = centre
+    reach = radius * 1.1
+    x0, x1 = max(0, int((cx - reach) * width) - 1), min(width, int((cx + reach) * width) + 2)
+    y0, y1 = max(0, int((cy - reach) * width) - 1), min(height, int((cy + reach) * width) + 2)
+    if x0 >= x1 or y0 >= y1:
+        return
+    x = ((np.arange(x0, x1) + 0.5) / width - cx).astype(np.float32)[None, :]
+    y = ((np.arange(y0, y1) + 0.5) / width - cy).astype(np.float32)[:, None]
+    x, y = np.broadcast_arrays(x, y)
+    line = radius * OUTLINE
+    distance = SHAPES[shape](x, y, radius - line / 2) - line / 2
+    outer = np.clip(0.5 - distance * width, 0, 1)[..., None]
+    inner = np.clip(0.5 - (distance + line) * width, 0, 1)[..., None]
+    paint = outline + inner * (np.array(COLOURS[colour], np.float32) - outline)
+    under = image[y0:y1, x0:x1].astype(np.float32)
+    image[y0:y1, x0:x1] = (under + outer * (paint - under) + 0.5).astype(np.uint8)
 
 
 @lru_cache

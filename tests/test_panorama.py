@@ -1,0 +1,160 @@
+"""Panoramas: out and back past landmarks of which no words tell, in the world and in a cache of its clips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from framepack.conditioning.lexicon import SLOT_OF, parse
+from framepack.data.drawing import GROUNDS, SKIES
+from framepack.data.latents import CacheConfig, LatentCache, claim_cache, render_shard, scene_of, shard_path
+from framepack.data.panorama import BEAT, sample_panorama
+from framepack.data.world import PAN, Motion, Scene, sample_scene, visible_colours
+from framepack.errors import InputError
+
+FRAMES = 73
+seeds = st.integers(0, 2**31)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def panorama(seed: int, frames: int = FRAMES, aspect: float = 1.0) -> Scene:
+    return sample_panorama(np.random.default_rng(seed), frames, aspect)
+
+
+def seen(scene: Scene, mark: int, frame: int) -> float:
+    """Share of a landmark's width that is in view."""
+    landmark = scene.landmarks[mark]
+    x, r = landmark.place[0] - scene.pan(frame), landmark.radius
+    return float(np.clip(min(x + r, 1) - max(x - r, 0), 0, 2 * r) / (2 * r))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds, start=st.integers(0, FRAMES - 1), length=st.integers(1, 30))
+def test_the_words_tell_of_sky_ground_and_camera_alone(seed, start, length):
+    scene, rng = panorama(seed), np.random.default_rng(seed)
+    words = scene.words(start, start + length)
+    assert {SLOT_OF[word] for word in words} <= {"sky", "ground", "speed", "camera"}
+    for language in ("en", "ja"):
+        parsed = parse(scene.caption(start, start + length, language, rng))
+        assert parsed.words == words and parsed.unknown == parsed.surplus == ()
+
+
+def test_the_camera_is_told_to_turn_for_the_sections_after_it_and_for_no_other():
+    for seed in range(20):
+        scene = panorama(seed)
+        assert scene.turn is not None and scene.turn % BEAT == 0
+        for start in range(1, FRAMES, BEAT):
+            out, word = start <= scene.turn, scene.words(start, start + BEAT)[-1]
+            assert (word == scene.camera) is out and word in PAN
+            # All frames of the section have moved as its words say.
+            for frame in range(start, start + BEAT):
+                assert (scene.pan(frame) - scene.pan(frame - 1)) * PAN[word] > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, away=st.integers(1, 30), aspect=st.sampled_from([0.75, 1.0, 1.5]))
+def test_the_way_back_shows_what_the_way_out_showed(seed, away, aspect):
+    scene = panorama(seed, aspect=aspect)
+    out, back = scene.render([scene.turn - away, scene.turn + away], 48, 64)
+    assert (out == back).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, aspect=st.sampled_from([0.6, 1.0, 1.67]), frames=st.sampled_from([73, 96, 121]))
+def test_the_first_frame_has_all_landmarks_and_the_first_one_leaves_and_is_back(seed, aspect, frames):
+    scene = panorama(seed, frames, aspect)
+    marks = range(len(scene.landmarks))
+    assert all(seen(scene, mark, 0) == pytest.approx(1) for mark in marks)
+    assert all(m.radius <= m.place[1] <= aspect - m.radius for m in scene.landmarks)
+    assert seen(scene, 0, scene.turn) == 0
+    assert max(seen(scene, 0, frame) for frame in range(scene.turn, frames)) == pytest.approx(1)
+
+
+def test_landmarks_are_away_for_anything_from_four_frames_to_most():
+    away = np.array([sum(seen(s, 0, t) == 0 for t in range(2 * s.turn)) for s in map(panorama, range(300))])
+    assert away.min() >= 3 and away.max() > 50
+    assert all(((low <= away) & (away < low + 10)).sum() > 20 for low in (3, 13, 23, 33, 43))
+
+
+def test_landmarks_go_with_the_near_hills_and_do_not_repeat():
+    scene = replace(panorama(1), camera="pan-right", pace="fast", turn=None)
+    bare = replace(scene, landmarks=())
+    # 4 px a frame at 128 px.
+    (a, b, c), ground = scene.render([0, 2, 32], 128, 128), bare.render([0, 2, 32], 128, 128)
+    marked = (a != ground[0]).any(axis=-1)
+    assert (np.roll(marked, -8, axis=1)[:, :120] == (b != ground[1]).any(axis=-1)[:, :120]).all()
+    assert (c == ground[2]).all() and (c == ground[0]).all()
+
+
+def test_every_sky_and_ground_have_colours_for_landmarks():
+    assert all(set(visible_colours(sky, ground)) - {"white"} for sky in SKIES for ground in GROUNDS)
+
+
+def test_scenes_without_landmarks_are_as_they_were():
+    scene = sample_scene(np.random.default_rng(0), 80)
+    assert (scene.landmarks, scene.turn, scene.pace) == ((), None, "")
+    assert scene.words(0, 9) == ("triangle", "pink", "cloudy", "sea", "left", "fast")
+    column = np.array([[155, 164, 175], [146, 138, 156], [142, 174, 192], [29, 87, 129]])
+    assert np.abs(scene.render([40], 4, 4)[0, :, 1].astype(int) - column).max() <= 1
+    panned = replace(scene, camera="pan-left", motions=(Motion(start=0, direction="left", speed="fast"),))
+    assert [panned.pan(t) for t in (0, 1, 64)] == [0, -2 / 128, -1]
+    assert panned.words(0, 9)[-3:] == ("left", "fast", "pan-left")
+
+
+# In a cache ------------------------------------------------------------------------------------------
+
+
+def config(**changes: object) -> CacheConfig:
+    plain = CacheConfig(clips=40, frames=20, sizes=((32, 32),), seed=5, codec="digest")
+    return replace(plain, **changes)
+
+
+def test_a_share_of_the_clips_are_panoramas_and_the_others_stay():
+    def scenes(share: float) -> list[Scene]:
+        return [scene_of(5, clip, 80, 1.0, share) for clip in range(400)]
+
+    none, some, more, every = map(scenes, (0.0, 0.3, 0.6, 1.0))
+    counts = [sum(bool(scene.landmarks) for scene in part) for part in (none, some, more, every)]
+    assert counts[0] == 0 and 90 < counts[1] < 150 and 200 < counts[2] < 280 and counts[3] == 400
+    for plain, few, many in zip(none, some, more, strict=True):
+        assert few in (plain, many) and (many == plain or many.landmarks)
+
+
+def test_the_cards_of_older_caches_are_read_and_a_share_is_told_apart(tmp_path):
+    card = '{"clips": 40, "frames": 20, "sizes": [[32, 32]], "seed": 5, "codec": "digest"}'
+    (tmp_path / "cache.json").write_text(card)
+    claim_cache(tmp_path, config())
+    claim_cache(tmp_path / "new", config())
+    assert (tmp_path / "new" / "cache.json").read_text() == card
+    with pytest.raises(InputError, match="a cache of another configuration"):
+        claim_cache(tmp_path, config(panorama=0.5))
+    claim_cache(tmp_path / "half", config(panorama=0.5))
+    assert json.loads((tmp_path / "half" / "cache.json").read_text())["panorama"] == 0.5
+    with pytest.raises(InputError, match="panorama"):
+        config(panorama=1.5)
+
+
+def test_clips_are_drawn_as_their_scenes_are_and_panoramas_are_read_from_their_first_frame(tmp_path):
+    mixed = config(panorama=0.5)
+    for n, shard in enumerate(mixed.shards):
+        pixels = render_shard(mixed, shard)
+        save_file(
+            {"latents": torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).half().contiguous()},
+            shard_path(tmp_path, n),
+        )
+    cache, clips = LatentCache(tmp_path, mixed), list(range(40))
+    kinds = [bool(cache.scene(clip).landmarks) for clip in clips]
+    assert 10 < sum(kinds) < 30
+    for clip in (kinds.index(True), kinds.index(False)):
+        held = cache.latents([clip], [[7]])[0, :, 0].permute(1, 2, 0).numpy()
+        assert (held == cache.scene(clip).render([7], 32, 32)[0]).all()
+    found = cache.offsets(np.random.default_rng(3), clips, 8)
+    drawn = np.random.default_rng(3).integers(0, 13, 40).tolist()
+    assert found == [0 if kind else offset for kind, offset in zip(kinds, drawn, strict=True)]
