@@ -45,6 +45,8 @@ methods = st.builds(
         pool=st.integers(1, 200),
     ),
     discretized=st.booleans(),
+    history_noise=st.just(0.0) | st.floats(0, 1),
+    history_guidance=st.just(1.0) | st.floats(0, 10),
 )
 
 
@@ -217,3 +219,39 @@ def test_method_from_spec():
         method_from_spec("invert")
     with pytest.raises(NotationError):
         method_from_spec("td_f1k1_g")
+
+
+def test_noise_and_guidance_of_history_stand_in_a_record_where_there_are_any():
+    """Runs and models are found by hashes of records and of ``repr``: those of older methods are as ever."""
+    plain = named_method("vanilla")
+    told = replace(plain, history_noise=0.3, history_guidance=1.5)
+    assert told.to_json() == plain.to_json() | {"history_noise": 0.3, "history_guidance": 1.5}
+    assert list(plain.to_json())[-1] == "discretized"
+    older = (
+        "Method(schedule=PackingSchedule(levels=(Level(frames=16, kernel=(4, 8, 8)), "
+        "Level(frames=2, kernel=(2, 4, 4)), Level(frames=1, kernel=(1, 2, 2))), tail=<Tail.DELETE: 'td'>, "
+        "start=(), end=(), budget=None), order='vanilla', section_size=9, absent='drop', positions='gap', "
+        "max_gap=None, history_timestep='noisy', importance=Importance(kind='time', weight=1.0, pool=64), "
+        "discretized=False"
+    )
+    assert repr(plain) == f"{older})"
+    assert repr(told) == f"{older}, history_noise=0.3, history_guidance=1.5)"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("history_noise", 1.5, "from 0 to 1"),
+        ("history_noise", -0.1, "from 0 to 1"),
+        ("history_noise", float("nan"), "from 0 to 1"),
+        ("history_noise", True, "from 0 to 1"),
+        ("history_guidance", -1, "0 or more"),
+        ("history_guidance", float("inf"), "0 or more"),
+        ("history_guidance", "strong", "0 or more"),
+    ],
+)
+def test_noise_and_guidance_that_there_are_not(field, value, rule):
+    with pytest.raises(InputError, match=rule):
+        replace(named_method("vanilla"), **{field: value})
+    with pytest.raises(InputError, match=rule):
+        Method.from_json(named_method("vanilla").to_json() | {field: value})

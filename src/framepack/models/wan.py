@@ -84,6 +84,8 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         isolated_history: bool = False,
         causal_history: bool = False,
     ) -> None:
+        if causal_history and not isolated_history:
+            raise ModelError("causal_history is a kind of isolated_history: set both")
         super().__init__(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -102,8 +104,6 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
             rope_max_seq_len=rope_max_seq_len,
             pos_embed_seq_len=pos_embed_seq_len,
         )
-        if causal_history and not isolated_history:
-            raise ModelError("causal_history is a kind of isolated_history: set both")
         width = num_attention_heads * attention_head_dim
         self.packing_kernels = PatchKernels(context_kernels, latent_channels, width)
         if history_scale is not None:
