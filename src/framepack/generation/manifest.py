@@ -2,8 +2,7 @@
 
 ``manifest.jsonl`` holds one JSON object a line. The first line is the header (version and resolved
 configuration); every further one is a record, appended and synced after what it speaks of is on
-disk. A process may die at any moment: a last line without its line feed, or one that is no JSON, is
-as if it had never been written, and the next process to open the log cuts it off.
+disk. A line that a killed process left half written is cut off by the next to open the log.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from framepack.errors import OutputError, RunConflictError
+from framepack.generation.lines import Record, append_line, parse_lines, to_line, write_all
 
 VERSION = 1
 NAME = "manifest.jsonl"
@@ -27,8 +27,6 @@ OWN = frozenset({NAME, LOCK, "latents", f"{NAME}.part"})
 RETOLD = ("prompt", "cues")
 """Parts of a configuration that may change in a folder: sections are told apart by their keys, and those that
 a changed story leaves as they are stay."""
-
-Record = dict[str, Any]
 
 
 def read_log(folder: Path) -> tuple[Record | None, list[Record], int]:
@@ -47,17 +45,9 @@ def read_log(folder: Path) -> tuple[Record | None, list[Record], int]:
         return None, [], 0
     except OSError as error:
         raise OutputError(f"'{path}' cannot be read ({error.strerror}): choose another --workdir") from error
-    rows: list[Record] = []
-    good = 0
-    lines = data.splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None:
-            if number == len(lines):
-                break
-            raise RunConflictError(f"'{path}' is damaged in line {number}: choose another --workdir")
-        rows.append(row)
-        good += len(line)
+    rows, good, damaged = parse_lines(data)
+    if damaged is not None:
+        raise RunConflictError(f"'{path}' is damaged in line {damaged + 1}: choose another --workdir")
     if not rows:
         return None, [], 0
     header = rows[0]
@@ -67,16 +57,6 @@ def read_log(folder: Path) -> tuple[Record | None, list[Record], int]:
             "choose another --workdir"
         )
     return header, rows[1:], good
-
-
-def _parse(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def check_folder(folder: Path, config: Mapping[str, Any]) -> list[Record]:
@@ -148,7 +128,7 @@ class Manifest:
         header, _, good = read_log(self.folder)
         path = self.folder / NAME
         if header is None:
-            line = _line({"version": VERSION, "config": dict(config)})
+            line = to_line({"version": VERSION, "config": dict(config)})
             write_file(path, line)
             good = len(line)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -165,12 +145,9 @@ class Manifest:
 
     def append(self, record: Record) -> None:
         """Add a record; on return it is on disk."""
-        size = os.fstat(self._file).st_size
         try:
-            _write_all(self._file, _line(record))
-            os.fsync(self._file)
+            append_line(self._file, record)
         except OSError as error:
-            os.ftruncate(self._file, size)  # a full disk may have taken half a line
             raise unwritable(self.folder / NAME, error) from error
         self.records.append(record)
 
@@ -210,7 +187,7 @@ def write_file(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        _write_all(handle, data)
+        write_all(handle, data)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -231,12 +208,3 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """The error a user sees when a write fails half way; finished sections stay."""
     reason = error.strerror or type(error).__name__
     return OutputError(f"'{path}' cannot be written ({reason}): make room, then run the same command again")
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
-
-
-def _line(record: Record) -> bytes:
-    return (json.dumps(record, sort_keys=True, allow_nan=False) + "\n").encode()
