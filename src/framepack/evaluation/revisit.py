@@ -1,0 +1,116 @@
+"""Whether what leaves the view comes back as it was: forgetting, measured where the world knows the truth.
+
+In a panorama of the procedural world the camera pans out and back; the landmarks are in the first frame and
+in no word of the prompt, so that only memory brings them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framepack.data.latents import PANORAMA
+from framepack.data.panorama import sample_panorama
+from framepack.data.world import FPS, Scene
+from framepack.errors import InputError
+from framepack.evaluation.results import Revisit
+from framepack.metrics.colour import difference
+from framepack.planning.script import Cue, Script
+from framepack.training.check import HELD_OUT
+
+FEWEST = 49
+"""Frames in which a landmark can leave at either pace and be back."""
+HALF, WHOLE = 0.5, 0.97
+"""Shares of a landmark in view, from which on it is compared, and with which it is all back."""
+
+
+@dataclass(frozen=True)
+class Return:
+    """A landmark that is back: in ``box`` of frame ``at``, ``away`` frames after it was last in view."""
+
+    at: int
+    away: int
+    box: tuple[slice, slice]
+
+
+def revisit_scenes(count: int, frames: int, size: tuple[int, int]) -> list[Scene]:
+    """Panoramas of ``size`` (H, W) never trained on, in each of which a landmark is back within ``frames``.
+
+    Raises:
+        InputError: frames too few for that.
+    """
+    if frames < FEWEST:
+        raise InputError(
+            f"{frames} frames: a landmark takes {FEWEST} to leave the view and be back; ask for more"
+        )
+    rngs = (np.random.default_rng([HELD_OUT, index, PANORAMA]) for index in range(count))
+    return [sample_panorama(rng, frames, size[0] / size[1]) for rng in rngs]
+
+
+def prompt_of(scene: Scene, frames: int, fps: float = FPS) -> str:
+    """What happens in the first ``frames`` of a scene, by time, as ``framepack generate`` takes it."""
+    changes = {0, *(motion.start for motion in scene.motions)}
+    changes |= {change for change in (scene.turn, scene.sky_change) if change}
+    starts = sorted(change for change in changes if change < frames)
+    cues: list[Cue] = []
+    words: tuple[str, ...] = ()
+    for n, (start, stop) in enumerate(zip(starts, [*starts[1:], frames], strict=True)):
+        if scene.words(start, stop) != words:
+            words = scene.words(start, stop)
+            said = scene.caption(start, stop, "en", np.random.default_rng([HELD_OUT, n]))
+            cues.append(Cue(at=start / fps, prompt=said))
+    return str(Script(tuple(cues)))
+
+
+def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revisit:
+    """How far landmarks that are back in view are from what the world shows there.
+
+    Each landmark is compared in the frames in which it comes back: from the first that shows half of it up to
+    the first that shows all. The error is the mean over the landmark's box of the distance in CIE Lab from
+    the world's own frame; about 2 is just visible, and a colour lost to what is behind it is 30 or more.
+
+    Args:
+        frames: uint8 (N, H, W, 3) of the scene from its start.
+
+    Raises:
+        InputError: frames of another shape than the scene's.
+    """
+    _, height, width, _ = frames.shape
+    if abs(height / width - scene.aspect) > 1e-6:
+        raise InputError(
+            f"frames of {width} x {height} px, of a scene of height / width {scene.aspect:g}: give frames of "
+            "that shape"
+        )
+    found = list(returns(scene, len(frames), (height, width)))
+    truth = scene.render([back.at for back in found], height, width)
+    return Revisit(
+        clip=clip,
+        away=tuple(back.away for back in found),
+        error=tuple(
+            float(difference(frames[back.at][back.box], true[back.box]).mean())
+            for back, true in zip(found, truth, strict=True)
+        ),
+        at=tuple(back.at for back in found),
+    )
+
+
+def returns(scene: Scene, frames: int, size: tuple[int, int]) -> Iterator[Return]:
+    """Where and when landmarks come back within so many frames of ``size`` (H, W), landmark by landmark."""
+    drawn = scene.render(range(frames), *size)
+    for n in range(len(scene.landmarks)):
+        others = scene.landmarks[:n] + scene.landmarks[n + 1 :]
+        marked = (drawn != replace(scene, landmarks=others).render(range(frames), *size)).any(axis=-1)
+        share = marked.sum(axis=(1, 2)) / marked[0].sum()
+        last: int | None = None  # in view before it left; None while it has not left, or is all back
+        for at in range(1, frames):
+            if share[at - 1] > 0 and share[at] == 0:
+                last = at - 1
+            if last is not None and share[at] >= HALF:
+                rows, columns = (np.flatnonzero(marked[at].any(axis=axis)) for axis in (1, 0))
+                box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+                yield Return(at=at, away=at - last, box=box)
+                if share[at] >= WHOLE:
+                    last = None

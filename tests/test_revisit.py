@@ -1,0 +1,141 @@
+"""Revisits: a perfect memory has no error, none at all a known one, and a short one fails where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from framepack.conditioning.lexicon import parse
+from framepack.data.world import COLOURS, Landmark, Scene
+from framepack.errors import InputError
+from framepack.evaluation.revisit import prompt_of, returns, revisit_scenes, revisits
+from framepack.metrics.colour import difference
+from framepack.planning.method import named_method
+from framepack.planning.planners import plan
+from framepack.planning.prompts import script_of
+from framepack.planning.timeline import Timeline
+
+FRAMES, SIZE = 73, (64, 64)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def remembering(scene: Scene, memory: int) -> NDArray[np.uint8]:
+    """The scene as one draws it who forgets what is out of view for more than ``memory`` frames."""
+    video = scene.render(range(FRAMES), *SIZE)
+    for frame in range(1, FRAMES):
+        kept = tuple(mark for mark in scene.landmarks if absence(scene, mark, frame) <= memory)
+        video[frame] = replace(scene, landmarks=kept).render([frame], *SIZE)[0]
+    return video
+
+
+def absence(scene: Scene, mark: Landmark, frame: int) -> int:
+    """Frames since a landmark was in view before it last left; 0 if it never did."""
+    out = [not -mark.radius < mark.place[0] - scene.pan(t) < 1 + mark.radius for t in range(frame)]
+    if not any(out):
+        return 0
+    left = max(t for t in range(1, frame) if out[t] and not out[t - 1])
+    return frame - left + 1
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return revisit_scenes(7, FRAMES, SIZE)
+
+
+def test_every_scene_has_a_return_and_they_are_all_over(scenes):
+    away = [back.away for scene in scenes for back in returns(scene, FRAMES, SIZE)]
+    assert min(away) < 15 and max(away) > 40
+    assert revisit_scenes(3, FRAMES, SIZE) == scenes[:3]
+    for frames in (49, 61):
+        assert all(list(returns(scene, frames, SIZE)) for scene in revisit_scenes(8, frames, SIZE))
+    with pytest.raises(InputError, match="48 frames: a landmark takes 49"):
+        revisit_scenes(1, 48, SIZE)
+
+
+def test_what_is_compared_was_gone_and_is_back(scenes):
+    for scene in scenes:
+        for back in returns(scene, FRAMES, SIZE):
+            assert back.at > scene.turn
+            before = scene.render([back.at - back.away], *SIZE)[0]
+            nothing = replace(scene, landmarks=()).render([back.at - back.away], *SIZE)[0]
+            assert (before != nothing).any()
+            box = back.box
+            bare = replace(scene, landmarks=()).render([back.at], *SIZE)[0][box]
+            assert (scene.render([back.at], *SIZE)[0][box] != bare).any(axis=-1).mean() > 0.3
+
+
+def test_a_perfect_video_has_no_error(scenes):
+    for scene in scenes:
+        found = revisits(scene, scene.render(range(FRAMES), *SIZE), clip="one")
+        assert found.clip == "one" and found.error and set(found.error) == {0.0}
+
+
+def test_what_happens_before_the_return_or_elsewhere_does_not_count(scenes):
+    scene = scenes[0]
+    video = scene.render(range(FRAMES), *SIZE)
+    found = list(returns(scene, FRAMES, SIZE))
+    video[: min(back.at for back in found)] = 0
+    for back in found:
+        kept = video[back.at][back.box].copy()
+        video[back.at] = 0
+        video[back.at][back.box] = kept
+    assert sum(revisits(scene, video).error) == 0
+
+
+def test_another_colour_has_the_error_of_that_colour():
+    scene = next(s for s in revisit_scenes(12, FRAMES, SIZE) if len(s.landmarks) == 1)
+    mark = replace(scene.landmarks[0], shape="box", colour="red")
+    scene = replace(scene, landmarks=(mark,))
+    other = replace(scene, landmarks=(replace(mark, colour="blue"),))
+    found = revisits(scene, other.render(range(FRAMES), *SIZE))
+    apart = float(difference(COLOURS["red"], COLOURS["blue"]))
+    # The fill is more than half of a box with its outline.
+    assert all(0.5 * apart < error <= apart for error in found.error)
+
+
+def test_a_short_memory_fails_from_its_end_on(scenes):
+    memory, near, far = 30, [], []
+    for scene in scenes:
+        found = revisits(scene, remembering(scene, memory))
+        for away, error in zip(found.away, found.error, strict=True):
+            # A shape is a little narrower than twice its radius.
+            if abs(away - memory) > 4:
+                (near if away < memory else far).append(error)
+    assert near and far
+    assert max(near) == 0 and min(far) > 20
+
+
+def test_no_memory_has_the_error_of_what_is_behind(scenes):
+    for scene in scenes:
+        bare = replace(scene, landmarks=()).render(range(FRAMES), *SIZE)
+        truth = scene.render(range(FRAMES), *SIZE)
+        found = revisits(scene, remembering(scene, 0))
+        for back, error in zip(returns(scene, FRAMES, SIZE), found.error, strict=True):
+            if len(scene.landmarks) == 1:
+                frames = bare[back.at][back.box], truth[back.at][back.box]
+                assert error == pytest.approx(float(difference(*frames).mean()))
+            assert error > 15
+
+
+def test_frames_of_another_shape_are_refused(scenes):
+    with pytest.raises(InputError, match="96 x 64 px, of a scene of height / width 1"):
+        revisits(scenes[0], np.zeros((FRAMES, 64, 96, 3), np.uint8))
+
+
+def test_the_prompt_turns_the_camera_with_the_section(scenes):
+    timeline = Timeline(frames=FRAMES, fps=8.0, stride=1, known=(0,))
+    sections = plan(timeline, named_method("vanilla", base=(1, 1, 1), section_size=6)).sections
+    spans = [section.spans[0] for section in sections]
+    for scene in scenes:
+        script = script_of(prompt_of(scene, FRAMES), spans, timeline)
+        for span in spans:
+            ((prompt, _),) = script.mix(span, timeline)
+            assert parse(prompt).words == scene.words(span.start, span.stop)
+
+
+def test_the_prompt_of_a_scene_without_changes_is_a_sentence():
+    scene = replace(revisit_scenes(1, FRAMES, SIZE)[0], turn=None)
+    assert not prompt_of(scene, FRAMES).startswith("[")
