@@ -31,7 +31,7 @@ COLUMNS = 3
 WIDTH = 7.6
 """Inches, so that letters of `LETTERS` points are read on a page and, at twice its width, on a phone."""
 LETTERS = 9
-LETTERS_WIDE = 34
+LETTERS_WIDE = 40
 """Of a panel."""
 RESAMPLES = 2000
 """Of bands; more than the eye sees."""
