@@ -28,7 +28,8 @@ from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.packing.schedule import Kernel, PackingSchedule, unpacked
 from framepack.planning.method import Method
-from shared.report import Report, Table, carry_out, check_file, machine
+from framepack.resources.machine import machine
+from shared.report import Report, Table, carry_out, check_file
 from shared.runs import MIB, RunCost, SectionCost, measure
 
 TARGET = 1.05

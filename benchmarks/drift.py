@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from framepack.evaluation.clips import held_out, through_codec
 from framepack.metrics.bootstrap import Interval, bootstrap
 from framepack.metrics.drift import SHARE, Drift, drift
 from framepack.metrics.quality import QUALITIES
@@ -23,9 +24,9 @@ from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.planning.planners import plan
 from framepack.planning.timeline import Timeline
+from framepack.resources.machine import machine
 from framepack.training.check import Pair, make_videos
-from shared.report import Report, Table, carry_out, finite, machine
-from shared.scenes import held_out, through_codec
+from shared.report import Report, Table, carry_out, finite
 
 METHODS = ("vanilla", "f1", "anti-drifting", "inverted")
 WORLD = "the world"

@@ -24,8 +24,9 @@ from framepack.generation.live import Live
 from framepack.generation.request import GenerateRequest
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
+from framepack.resources.machine import machine
 from framepack.video.growing import GrowingVideo
-from shared.report import Report, Table, carry_out, machine
+from shared.report import Report, Table, carry_out
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMPTS = ("a red heart moves right", "a red heart moves left")

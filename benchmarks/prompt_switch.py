@@ -22,8 +22,9 @@ from framepack.metrics.motion import STILL, track
 from framepack.planning.planners import tiles
 from framepack.planning.script import Cue, Script
 from framepack.planning.timeline import Timeline
+from framepack.resources.machine import machine
 from framepack.training.check import Pair, held_out_pairs, sentences
-from shared.report import Report, Table, carry_out, machine
+from shared.report import Report, Table, carry_out
 
 BEFORE, AFTER = "left", "right"
 

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from framepack.data.world import Motion, Scene
 from framepack.errors import InputError
+from framepack.evaluation.clips import held_out, through_codec
 from framepack.generation.decode import decode_frames
 from framepack.generation.given import Keyframe, with_copies
 from framepack.generation.prepare import prepare
@@ -37,10 +38,10 @@ from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.planning.planners import tiles
+from framepack.resources.machine import machine
 from framepack.training.check import sentences
 from framepack.video.io import write_video
-from shared.report import Report, Table, carry_out, check_file, machine
-from shared.scenes import held_out, through_codec
+from shared.report import Report, Table, carry_out, check_file
 
 METHODS = ("vanilla", "f1", "anti-drifting", "inverted", "planned")
 AROUND = 4

@@ -20,7 +20,8 @@ from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import select
 from framepack.models.device import pick_device
 from framepack.models.loading import load_bundle
-from shared.report import Report, Table, carry_out, machine
+from framepack.resources.machine import machine
+from shared.report import Report, Table, carry_out
 from shared.runs import RunCost, measure
 
 STAGES = ("pack", "sample", "store", "decode", "encode")

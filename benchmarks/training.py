@@ -32,9 +32,10 @@ from framepack.errors import InputError, UnknownNameError
 from framepack.models.device import pick_device
 from framepack.recipes import finetune as recipes
 from framepack.recipes.override import override
+from framepack.resources.machine import machine
 from shared.memory import GIB, MIB
 from shared.outcomes import Bench, Outcome, Outcomes, faster, name_of
-from shared.report import Report, Table, carry_out, check_file, machine
+from shared.report import Report, Table, carry_out, check_file
 from shared.subject import FULL, IMAGE, PACKED, Point, Subject, given, grid_of, random
 
 BATCH_CLAIM, TIME_CLAIM = 4.0, 5.0

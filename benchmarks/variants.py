@@ -29,10 +29,11 @@ from framepack.models.loading import load_bundle, load_part
 from framepack.models.spec import BUNDLED
 from framepack.recipes.bundled import bundled
 from framepack.recipes.override import override
+from framepack.resources.machine import machine
 from framepack.training.check import make_videos, psnr
 from framepack.training.config import TrainConfig
 from framepack.training.loop import train
-from shared.report import Report, Table, carry_out, finite, machine
+from shared.report import Report, Table, carry_out, finite
 
 NEAR = 25
 """Frames in which a continuation can still be where the scene is."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from framepack.errors import FramePackError, OutputError
+from framepack.resources.machine import machine_line
 
 FORMATS = (".md", ".json")
 WIDTH = 140
@@ -139,40 +138,6 @@ def carry_out(
     except FramePackError as error:
         parser.exit(2, f"{script}: {error}\n")
     return 0
-
-
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """Where a benchmark runs, and how busy it is there now."""
-    import torch
-
-    found: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-    }
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def machine_line(found: dict[str, Any]) -> str:
-    where = found.get("gpu") or f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads"
-    return f"{where}; load {found['load']} at the start; torch {found['torch']}, Python {found['python']}"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def finite(value: float) -> float | None:

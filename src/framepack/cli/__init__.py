@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import adopt, arena, data, generate, live, models, plan, redo, train
+from framepack.cli import adopt, arena, data, evaluate, generate, live, models, plan, redo, train
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -29,6 +29,7 @@ app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("adopt")(adopt.adopt)
+app.command("evaluate")(evaluate.evaluate)
 app.command("arena")(arena.arena)
 app.add_typer(data.app)
 

@@ -86,7 +86,7 @@ class TrainConfig:
         section_size: S of every method drawn by a friendly name.
         methods: further ones, each as ``Method.to_json``, by names that ``draw.methods`` may use. They are
             taken as they are.
-        save_every, sheet_every, log_every: in steps.
+        save_every, sheet_every, log_every: in steps; without sheets ``sheet_every`` is 0.
         init: a model to start from, by name or folder; it must be of size ``network``.
         codewords: K of a codebook, by which all friendly methods discretise their history (``+D``); None:
             none.
@@ -124,11 +124,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self, COUNT, "section_size", "steps", "processes", "draws", "micro", "warmup")
-        check(self, COUNT, "save_every", "sheet_every", "log_every")
+        check(self, COUNT, "save_every", "log_every")
         if self.codewords is not None:
             check(self, COUNT, "codewords")
         check(self, POSITIVE, "fps", "rate", "decay", "clip")
-        check(self, AMOUNT, "weight_decay", "max_gap", "seed")
+        check(self, AMOUNT, "weight_decay", "max_gap", "seed", "sheet_every")
         check(self, SHARE, "decay", "ema")
         for record in self.methods.values():
             Method.from_json(record)

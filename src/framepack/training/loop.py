@@ -52,13 +52,23 @@ def process_group(rank: int, processes: int, rendezvous: Path) -> Iterator[None]
             dist.destroy_process_group()
 
 
-def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendezvous: Path) -> None:
+def worker(
+    rank: int,
+    out: Path,
+    config: TrainConfig,
+    codec_folder: Path,
+    rendezvous: Path,
+    on_step: Advance | None = None,
+) -> None:
     """One process of a training run: the cache, then steps from wherever the checkpoint stands."""
     if config.processes > 1:
         torch.set_num_threads(max(1, cores() // config.processes))
     device = device_of(config)
     codec = load_part("codec", codec_folder).to(device)
-    with process_group(rank, config.processes, rendezvous), progress(shown=rank == 0) as bars:
+    with (
+        process_group(rank, config.processes, rendezvous),
+        progress(shown=rank == 0 and on_step is None) as bars,
+    ):
         build_cache(
             out / "cache",
             codec,
@@ -77,7 +87,7 @@ def worker(rank: int, out: Path, config: TrainConfig, codec_folder: Path, rendez
                 claim_codebook(out / "codebook", config.codewords, cache, config.seed)
             if config.processes > 1:
                 dist.barrier()
-        take_steps(rank, out, config, codec, cache, bars.task("training"))
+        take_steps(rank, out, config, codec, cache, on_step or bars.task("training"))
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -150,7 +160,7 @@ def take_steps(
         log.add(torch.stack(losses).sum(), masters.step(rate_scale(step, config), config.clip))
         finished = step + 1
         saved, drawn, told = (
-            finished == config.steps or finished % every == 0
+            every > 0 and (finished == config.steps or finished % every == 0)
             for every in (config.save_every, config.sheet_every, config.log_every)
         )
         if saved or told:
@@ -166,11 +176,14 @@ def take_steps(
         advance(finished, config.steps)
 
 
-def train(config: TrainConfig, out: Path, codec_folder: Path) -> Path:
+def train(config: TrainConfig, out: Path, codec_folder: Path, *, on_step: Advance | None = None) -> Path:
     """Train, or go on training, and return the folder of the averaged model.
 
     Writes into ``out``: train.json, cache/, metrics.jsonl, state.safetensors (to resume), model/, and
     sheets of held-out samples.
+
+    Args:
+        on_step: told (finished steps, all steps) of a run on one process, in place of the bars.
 
     Raises:
         InputError: ``out`` holds a run of another configuration (only how long it is, and how often it is
@@ -181,7 +194,8 @@ def train(config: TrainConfig, out: Path, codec_folder: Path) -> Path:
     codec = load_part("codec", codec_folder)
     card = out / "train.json"
     # A model to start from is its weights, wherever they lie.
-    wanted = json.loads(json.dumps(asdict(config) | {"init": check_start(config, codec)}))
+    decided = {"init": check_start(config, codec), "cache": config.cache.to_json()}
+    wanted = json.loads(json.dumps(asdict(config) | decided))
     if card.exists():
         held = json.loads(card.read_text())
         free = ("steps", "save_every", "sheet_every", "log_every")
@@ -195,7 +209,7 @@ def train(config: TrainConfig, out: Path, codec_folder: Path) -> Path:
     rendezvous = out / "rendezvous"
     rendezvous.unlink(missing_ok=True)
     if config.processes == 1:
-        worker(0, out, config, codec_folder, rendezvous)
+        worker(0, out, config, codec_folder, rendezvous, on_step)
     else:
         torch.multiprocessing.spawn(
             worker, (out, config, codec_folder, rendezvous), nprocs=config.processes, join=True

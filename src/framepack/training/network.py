@@ -17,7 +17,8 @@ from framepack.models.codebook import Codebook, check_codebook
 from framepack.models.loading import load_bundle
 from framepack.models.spec import ModelSpec
 from framepack.models.wan import PackedWanTransformer3DModel
-from framepack.training.config import TrainConfig
+from framepack.training.config import NetworkConfig, TrainConfig
+from framepack.training.corruption import check_noise
 from framepack.training.masters import Masters
 from framepack.training.methods import trained_methods
 
@@ -63,6 +64,23 @@ def _start(init: str) -> tuple[Bundle, FrameAutoencoder, WordConditioner]:
     return start, start.codec, start.conditioner
 
 
+def network_of(start: Bundle) -> NetworkConfig:
+    """The size of a model of the procedural world."""
+    model, words = start.transformer.config, start.conditioner.config  # type: ignore[attr-defined]
+    return NetworkConfig(
+        heads=model.num_attention_heads,
+        head_dim=model.attention_head_dim,
+        layers=model.num_layers,
+        ffn=model.ffn_dim,
+        base_kernel=tuple(model.patch_size),
+        kernels=tuple(tuple(kernel) for kernel in model.context_kernels),
+        prompt_width=words.width,
+        prompt_length=words.length,
+        isolated_history=model.isolated_history,
+        causal_history=model.causal_history,
+    )
+
+
 def lower_precision(model: PackedWanTransformer3DModel) -> None:
     """bfloat16 for all but what Wan keeps in float32."""
     kept = model._keep_in_fp32_modules or []
@@ -86,25 +104,15 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
     if config.init is None:
         return None
     start, its_codec, its_words = _start(config.init)
-    model, words = start.transformer.config, its_words.config
-    net = config.network
-    held = {
-        "heads": model.num_attention_heads,
-        "head_dim": model.attention_head_dim,
-        "layers": model.num_layers,
-        "ffn": model.ffn_dim,
-        "base_kernel": tuple(model.patch_size),
-        "prompt_width": words.width,
-        "prompt_length": words.length,
-    }
-    differing = [f"{name} {value}" for name, value in held.items() if value != getattr(net, name)]
+    words, net, held = its_words.config, config.network, network_of(start)
     # It may get further kernels, and learn to have its history isolated.
-    kernels = tuple(tuple(kernel) for kernel in model.context_kernels)
-    if not set(kernels) <= set(net.kernels):
-        differing.append(f"kernels {kernels}")
-    if model.isolated_history and not net.isolated:
+    fixed = ("heads", "head_dim", "layers", "ffn", "base_kernel", "prompt_width", "prompt_length")
+    differing = [f"{name} {getattr(held, name)}" for name in fixed if getattr(held, name) != getattr(net, name)]
+    if not set(held.kernels) <= set(net.kernels):
+        differing.append(f"kernels {held.kernels}")
+    if held.isolated_history and not net.isolated:
         differing.append("isolated_history")
-    if model.causal_history and not net.causal_history:
+    if held.causal_history and not net.causal_history:
         differing.append("causal_history")
     if differing:
         raise InputError(f"init '{config.init}' has {', '.join(differing)}: set the same in network")
@@ -120,11 +128,7 @@ def _check_methods(config: TrainConfig) -> None:
         if lacking := set(method.schedule.kernels) - set(net.kernels):
             raise InputError(f"method {name} needs kernels {sorted(lacking)}: add them to network.kernels")
         check_codebook(method, config.name, present=config.codewords is not None)
-        if method.history_noise and corruption.kind == "mix":
-            raise InputError(
-                f"method {name} has history noise {method.history_noise:g}, and corruption of kind 'mix' "
-                "puts noise on noise: teach it with history noise 0, or set objective.corruption.kind=add"
-            )
+        check_noise(method, corruption)
         if net.isolated and (method.history_timestep, method.history_noise) != ("zero", 0):
             raise InputError(
                 f"method {name}: isolated and causal history have a timestep of 0, so give it "

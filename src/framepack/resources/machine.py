@@ -1,0 +1,42 @@
+"""The machine that something was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Where a benchmark runs, and how busy it is there now."""
+    import torch
+
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    where = found.get("gpu") or f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads"
+    return f"{where}; load {found['load']} at the start; torch {found['torch']}, Python {found['python']}"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
