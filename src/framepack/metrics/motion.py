@@ -72,27 +72,17 @@ class Track:
 
 def track(frames: NDArray[np.uint8], colour: str | Sequence[int]) -> Track:
     """Follow the shape of a colour (a word of the lexicon, or RGB in 0..255) through (N, H, W, 3)."""
-    if isinstance(colour, str):
-        if colour not in COLOURS:
-            raise UnknownNameError("colour", colour, tuple(COLOURS))
-        colour = COLOURS[colour]
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise InputError(
             f"frames of shape {frames.shape}: they must be (frames, height, width, 3); stack them so"
         )
     count, height, width, _ = frames.shape
-    table = _near(tuple(int(v) for v in colour))
     positions, boxes = np.full((count, 2), np.nan), np.full((count, 4), np.nan)
     visibility, cut = np.zeros(count), np.zeros((count, 4), bool)
     for n, frame in enumerate(frames):
-        y, x = np.nonzero(table[tuple(np.moveaxis(frame >> 2, -1, 0))])
-        if len(x) < SMALLEST * height * width:
-            continue
-        reach = REACH * width
-        near = (np.abs(x - np.median(x)) <= reach) & (np.abs(y - np.median(y)) <= reach)
-        x, y = x[near], y[near]
+        x, y = fill(frame, colour)
         visibility[n] = len(x) / (height * width)
-        if visibility[n] < SMALLEST:
+        if len(x) == 0:
             continue
         positions[n] = (x.mean() + 0.5) / width, (y.mean() + 0.5) / width
         # The sides at which a few pixels lie, so that one speck does not move them.
@@ -101,6 +91,24 @@ def track(frames: NDArray[np.uint8], colour: str | Sequence[int]) -> Track:
         boxes[n] = np.array([xs[few - 1], ys[few - 1], xs[-few] + 1, ys[-few] + 1]) / width
         cut[n] = xs[0] < 1, ys[0] < 1, xs[-1] > width - 2, ys[-1] > height - 2
     return Track(positions, visibility, boxes, cut)
+
+
+def fill(frame: NDArray[np.uint8], colour: str | Sequence[int]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """x and y of the pixels of a shape of a colour in (H, W, 3); none where there is no such shape."""
+    if isinstance(colour, str):
+        if colour not in COLOURS:
+            raise UnknownNameError("colour", colour, tuple(COLOURS))
+        colour = COLOURS[colour]
+    height, width, _ = frame.shape
+    near = _near(tuple(int(v) for v in colour))[tuple(np.moveaxis(frame >> 2, -1, 0))]
+    y, x = np.nonzero(near)
+    if len(x) >= SMALLEST * height * width:
+        reach = REACH * width
+        kept = (np.abs(x - np.median(x)) <= reach) & (np.abs(y - np.median(y)) <= reach)
+        x, y = x[kept], y[kept]
+    if len(x) < SMALLEST * height * width:
+        x, y = x[:0], y[:0]
+    return x, y
 
 
 @lru_cache(maxsize=32)
