@@ -75,7 +75,9 @@ def chosen(choice: Choice) -> tuple[Suite, tuple[str, ...], dict[str, str]]:
             raise UnknownNameError("row", name, tuple(names))
     if choice.prompts is not None:
         users_clips(choice.prompts, budget.clips)
-    metrics, unavailable = chosen_metrics(choice.metrics, world=world and choice.prompts is None)
+    metrics, unavailable = chosen_metrics(
+        choice.metrics, world=world and choice.prompts is None, size=bundle.spec.buckets[0]
+    )
     suite = Suite(
         name=choice.suite,
         title=TITLES[choice.suite],
