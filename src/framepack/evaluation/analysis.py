@@ -163,7 +163,7 @@ def measured(
     """All numbers of a suite, however much of it is there.
 
     Args:
-        against: the row that others are compared with; by default the one called vanilla, else the first
+        against: the row that others are compared with; by default the one called ... vanilla, else the first
             that is generated and has scores.
 
     Raises:
@@ -234,7 +234,7 @@ def _against(rows: Sequence[RowResult], wanted: str | None) -> int | None:
             raise UnknownNameError("row", wanted, names)
         return names.index(wanted)
     made = [n for n, row in enumerate(rows) if not row.reference and (row.clips or row.revisits)]
-    return next((n for n in made if names[n] == BASELINE), made[0] if made else None)
+    return next((n for n in made if names[n].split()[-1:] == [BASELINE]), made[0] if made else None)
 
 
 def _is_compared(row: RowResult, samples: Floats) -> bool:

@@ -102,6 +102,8 @@ class Worker:
         with _Spent(folder / "cost.json"):
             train(self.config(row), folder, self.codec_folder, on_step=tell)
         (folder / TRAINED).touch()
+        # As large as the model many times over, and of use to a training that goes on alone.
+        (folder / "state.safetensors").unlink(missing_ok=True)
 
     # Videos --------------------------------------------------------------------------------------------
 
