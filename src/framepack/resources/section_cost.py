@@ -10,7 +10,7 @@ Legend: B samples, C latent channels, T target frames, N context frames, h w lat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,11 +28,8 @@ from framepack.resources.hollow import IMAGE_TOKENS, Architecture, empty_weights
 from framepack.resources.operations import operation_counter
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 
-
 COUNTED_BELOW = 8192
 """Tokens below which memory is counted, not foretold; attention on CPUs is another below 2,048."""
-FORETOLD_FROM = (1, 4, 16, 64, 256)
-"""In units of that, the sizes that memory is foretold from."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,32 @@ class Count:
 
 
 Integers = NDArray[np.int64]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Operations:
+    """Of the first call of each section, and of a later one; attention between latent tokens by itself."""
+
+    first_rest: Numbers
+    first_attention: Numbers
+    later_rest: Numbers
+    later_attention: Numbers
+
+    @property
+    def first(self) -> Numbers:
+        return self.first_rest + self.first_attention
+
+    @property
+    def later(self) -> Numbers:
+        return self.later_rest + self.later_attention
 
 
 class SectionCost:
     """Counts sections of one transformer on one latent grid.
 
     Args:
+        section: latent frames that a whole section makes.
         kernels: of the methods to be counted.
         batch: samples to a call, such as 2 where the branches of guidance go together.
         timestep: of the context, see `PackedContext`.
@@ -101,7 +118,8 @@ class SectionCost:
         architecture: Architecture,
         grid: Grid,
         *,
-        kernels: Iterable[Kernel],
+        section: int,
+        kernels: Iterable[Kernel] = (),
         dtype: torch.dtype,
         device: torch.device,
         batch: int = 1,
@@ -110,7 +128,7 @@ class SectionCost:
     ) -> None:
         spec = architecture.spec
         self.architecture, self.grid, self.base = architecture, grid, spec.base_kernel
-        self.dtype, self.device, self.batch = dtype, device, batch
+        self.dtype, self.device, self.batch, self.section = dtype, device, batch, section
         self.kernels = tuple(dict.fromkeys((self.base, *kernels)))
         self.isolated = isolated or bool(architecture.arguments.get("isolated_history"))
         self.timestep = 0.0 if self.isolated else timestep
@@ -192,16 +210,7 @@ class SectionCost:
         def empty(*sizes: int) -> torch.Tensor:
             return torch.empty(self.batch, *sizes, dtype=self.dtype)
 
-        tokens = self.architecture.prompt_tokens
-        if spec.family == "wan":
-            steered = Conditioning(prompt=empty(tokens, config.text_dim))
-        else:
-            steered = Conditioning(
-                prompt=empty(tokens, config.text_embed_dim),
-                pooled=empty(config.pooled_projection_dim),
-                image=empty(IMAGE_TOKENS, config.image_proj_dim) if config.has_image_proj else None,
-                guidance=spec.embedded_guidance,
-            )
+        steered = steering(self.architecture, config, empty)
         noisy = empty(spec.latent_channels, shape.target, *self.grid)
         timestep = torch.full((self.batch,), 500.0)
         with attention_for(self.device, self.dtype):
@@ -213,63 +222,84 @@ class SectionCost:
         """A section that sees ``frames`` at the base kernel."""
         return Shape(target, (Seen(self.base, frames),) if frames else ())
 
+    def sizes(self, shapes: Sequence[Shape]) -> tuple[Integers, Integers, Integers]:
+        """Target and context tokens, and latent pixels of the context, by shape."""
+        found = [
+            (s.target_tokens(self.grid, self.base), s.context_tokens(self.grid), s.context_pixels(self.grid))
+            for s in shapes
+        ]
+        target, context, pixels = np.array(found, dtype=np.int64).T
+        return target, context, pixels
+
     @cached_property
-    def _polynomials(self) -> NDArray[np.float64]:
+    def _polynomials(self) -> Numbers:
         """Coefficients (first or later, 7) of `_terms`, by counting where there is context."""
-        points = [self.plain(t, n) for t, n in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 3))]
+        t, n = self.section, self._foretold_from
+        pairs = [*((t, frames) for frames in n), (t + 1, n[0]), (t + 1, n[1]), (t + 2, n[0])]
+        points = [self.plain(target, frames) for target, frames in pairs]
         coarse = [kernel for kernel in self.kernels if kernel != self.base]
-        points += [Shape(1, (Seen(self.base, 1), Seen(kernel, 1))) for kernel in coarse[:1]]
-        rows = _terms(*self._integers(points))
+        points += [Shape(t, (Seen(self.base, n[0]), Seen(kernel, n[0]))) for kernel in coarse[:1]]
+        rows = _terms(*self.sizes(points))
         counts = [self.count(point) for point in points]
         wanted = np.array([(count.first, count.later) for count in counts], dtype=np.float64)
         scale = rows.max(axis=0)
         found = np.linalg.lstsq(rows / scale, wanted, rcond=None)[0]
         return (found / scale[:, None]).T
 
-    def _integers(self, shapes: Sequence[Shape]) -> tuple[Integers, Integers, Integers]:
-        sizes = [
-            (s.target_tokens(self.grid, self.base), s.context_tokens(self.grid), s.context_pixels(self.grid))
-            for s in shapes
-        ]
-        target, context, pixels = np.array(sizes, dtype=np.int64).T
-        return target, context, pixels
-
-    def operations(
-        self, target: Integers, context: Integers, pixels: Integers
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Operations of a first and of a later call, by sections.
+    def operations(self, target: Integers, context: Integers, pixels: Integers) -> Operations:
+        """Operations of sections' calls.
 
         Args:
             target, context: tokens. pixels: latent pixels of the context, see `Shape`.
         """
         terms = _terms(target, context, pixels)
-        first, later = (terms @ row for row in self._polynomials)
+        pairs = np.array([False] * 4 + [True] * 3)
+        parts = [[terms[:, chosen] @ row[chosen] for chosen in (~pairs, pairs)] for row in self._polynomials]
         # Without context a model may leave out what has to do with it: few sections, which are counted.
         per_frame = self.plain(1, 0).target_tokens(self.grid, self.base)
         for tokens in np.unique(target[context == 0]):
             count = self.count(self.plain(int(tokens) // per_frame, 0))
             alone = (context == 0) & (target == tokens)
-            first[alone], later[alone] = count.first, count.later
-        return first, later
+            for (rest, attention), whole in zip(parts, (count.first, count.later), strict=True):
+                rest[alone] = whole - attention[alone]
+        return Operations(*parts[0], *parts[1])
 
-    def peaks(self, target: int, frames: Integers) -> NDArray[np.float64]:
-        """Bytes at the peak of sections that see so many frames at the base kernel.
+    @cached_property
+    def _foretold_from(self) -> tuple[int, int, int]:
+        """Latent frames at the base kernel that memory is foretold from, and operations too."""
+        per_frame = self.plain(1, 0).target_tokens(self.grid, self.base)
+        low = max(-(-COUNTED_BELOW // per_frame), self.section)
+        return low, 8 * low, 64 * low
+
+    def peaks(self, frames: Integers) -> Numbers:
+        """Bytes at the peak of whole sections that see so many frames at the base kernel.
 
         Counted where there are few; from ``COUNTED_BELOW`` tokens on along lines between counted points, for
         by then all that grows does so evenly: only what is at the peak changes.
         """
-        per_frame = self.plain(1, 0).target_tokens(self.grid, self.base)
-        begin = max(-(-COUNTED_BELOW // per_frame), target)
-        at = np.array([begin * factor for factor in FORETOLD_FROM])
-        counted = np.array([self.count(self.plain(target, int(n))).peak for n in at])
+        at = np.array(self._foretold_from)
+        counted = np.array([self.count(self.plain(self.section, int(n))).peak for n in at])
         slope = (counted[-1] - counted[-2]) / (at[-1] - at[-2])
         peaks = np.interp(frames, at, counted) + slope * np.maximum(frames - at[-1], 0)
-        for n in np.unique(frames[frames < begin]):
-            peaks[frames == n] = self.count(self.plain(target, int(n))).peak
+        for n in np.unique(frames[frames < at[0]]):
+            peaks[frames == n] = self.count(self.plain(self.section, int(n))).peak
         return peaks
 
 
-def _terms(target: Integers, context: Integers, pixels: Integers) -> NDArray[np.float64]:
+def steering(architecture: Architecture, config: Any, make: Callable[..., torch.Tensor]) -> Conditioning:
+    """What steers a transformer of this configuration, of the sizes that it has; ``make`` adds the batch."""
+    tokens = architecture.prompt_tokens
+    if architecture.spec.family == "wan":
+        return Conditioning(prompt=make(tokens, config.text_dim))
+    return Conditioning(
+        prompt=make(tokens, config.text_embed_dim),
+        pooled=make(config.pooled_projection_dim),
+        image=make(IMAGE_TOKENS, config.image_proj_dim) if config.has_image_proj else None,
+        guidance=architecture.spec.embedded_guidance if config.guidance_embeds else None,
+    )
+
+
+def _terms(target: Integers, context: Integers, pixels: Integers) -> Numbers:
     """(sections, 7): what operations are a sum of."""
     t, c, p = (part.astype(np.float64) for part in (target, context, pixels))
     return np.stack([np.ones_like(t), t, c, p, t * t, t * c, c * c], axis=1)
