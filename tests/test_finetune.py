@@ -239,13 +239,15 @@ def test_a_model_of_framepacks_own(recipe: str, tmp_path: Path) -> None:
         assert "planned" in loaded.spec.methods
 
 
+@pytest.mark.parametrize("kind", ["isolated_history", "causal_history"])
 def test_isolated_and_discretised_history_make_another_model(
-    places: dict[str, tuple[Path, Path]], tmp_path: Path
+    kind: str, places: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     model, cache = places["wan"]
-    config = config_of(model, "full", "isolated_history=true", "codewords=8", "draw.methods.vanilla=1")
+    config = config_of(model, "full", f"{kind}=true", "codewords=8", "draw.methods.vanilla=1")
     bundle = load_bundle(str(finetune(config, tmp_path, str(model), cache)))
     assert bundle.transformer.config.isolated_history and bundle.codebook is not None
+    assert bundle.transformer.config.causal_history == (kind == "causal_history")
     assert bundle.codebook.centroids.shape == (8, 16)
     methods = bundle.spec.methods
     assert set(methods) == {"f1", "vanilla"}
@@ -405,6 +407,7 @@ def test_noise_levels_by_their_rules() -> None:
     [
         ("lora", ("batch=3",), "batch 3 must be a multiple of micro 2"),
         ("lora", ("isolated_history=true",), "set lora=null"),
+        ("lora", ("causal_history=true",), "set lora=null"),
         ("lora", ("diffusers=true",), "set merge=true"),
         ("full", ("merge=true",), "merge is for a LoRA"),
         ("lora", ("dtype=float8",), "unknown dtype 'float8': choose one of bfloat16, float32"),
@@ -440,6 +443,8 @@ def test_what_cannot_be_trained_is_told(places: dict[str, tuple[Path, Path]], tm
     told(ModelError, "cannot be written as Helios", *kernels, recipe="full")
     guidance = "objective.guidance=null"
     told(InputError, "takes guidance as an input", guidance, model=str(other), data=theirs)
+    causal = "causal_history=true"
+    told(ModelError, "for models of the Wan family", causal, recipe="full", model=str(other), data=theirs)
     if not find_spec("tensorboard"):
         told(InputError, "TensorBoard is not installed", "tensorboard=true")
     with pytest.raises(InputError, match="recipe hunyuan-13b-lora is for family hunyuan_video"):

@@ -23,6 +23,7 @@ from framepack.models.shift import Shift
 from framepack.packing.context import Fetch, PackedContext
 from framepack.packing.noising import noisy, told
 from framepack.packing.schedule import Kernel
+from framepack.planning.method import Method
 from framepack.planning.sections import Section
 from framepack.sampling.section import Model
 from framepack.sampling.shown import shown
@@ -86,6 +87,15 @@ def strengths(rng: np.random.Generator, config: CorruptionConfig, samples: int, 
         strength = rng.uniform(0, config.noise, shape)
     strength = strength * (rng.random(shape) < config.share)
     return torch.as_tensor(strength.reshape(samples, -1), dtype=torch.float32)
+
+
+def check_noise(method: Method, corruption: CorruptionConfig) -> None:
+    """Raises InputError: both of them would put noise of kind ``mix`` on the history."""
+    if method.history_noise and corruption.kind == "mix":
+        raise InputError(
+            f"method '{method}' has history noise {method.history_noise:g}, and corruption of kind 'mix' "
+            "puts noise on noise: teach it with history noise 0, or set objective.corruption.kind=add"
+        )
 
 
 def added(

@@ -22,6 +22,7 @@ from framepack.models.source import OWN_PARTS, Source, resolve_model
 from framepack.models.spec import ModelSpec
 from framepack.planning.method import Method
 from framepack.training.codebook import fit_codebook, pixels_of
+from framepack.training.corruption import check_noise
 from framepack.training.finetune_config import FineTuneConfig
 from framepack.training.lora import FILE, attach, detach
 from framepack.training.masters import Masters
@@ -110,7 +111,7 @@ def taught_methods(config: FineTuneConfig, spec: ModelSpec) -> dict[str, Method]
 
     Raises:
         UnknownNameError, NotationError: a name that is none. InputError: kernels that the model cannot have,
-        or history that is ranked by its latents.
+        history that is ranked by its latents, or noise on noise.
     """
     methods = {name: spec.method(name, untrained=True) for name in config.draw.taught}
     for method in methods.values():
@@ -118,9 +119,10 @@ def taught_methods(config: FineTuneConfig, spec: ModelSpec) -> dict[str, Method]
             raise InputError(
                 f"importance '{method.importance.kind}' of method {method}: train with importance by time"
             )
+        check_noise(method, config.objective.corruption)
     if config.codewords is not None:
         methods = {name: replace(method, discretized=True) for name, method in methods.items()}
-    if config.isolated_history:
+    if config.isolated:
         methods = {name: replace(method, history_timestep="zero") for name, method in methods.items()}
     return methods
 
@@ -167,8 +169,8 @@ def prepare(
             "set lora=null, or adopt the base with them"
         )
     transformer.add_kernels(sorted(lacking))
-    if config.isolated_history:
-        transformer.isolate()
+    if config.isolated:
+        transformer.isolate(causal=config.causal_history)
     if config.diffusers:
         check_export(transformer.config)
     if transformer.config.get("guidance_embeds") and config.objective.guidance is None:
@@ -183,7 +185,7 @@ def prepare(
         attach(transformer, spec.family, config.lora, config.seed)
     else:
         transformer.requires_grad_(True)
-        old = {} if config.isolated_history or config.codewords is not None else spec.methods
+        old = {} if config.isolated or config.codewords is not None else spec.methods
         default = spec.default_method if spec.default_method in old | methods else next(iter(methods))
         spec = replace(spec, name=config.name, methods=old | methods, default_method=default)
     if config.checkpointing:

@@ -119,6 +119,7 @@ class FineTuneConfig:
         dtype: in which the model computes. What is trained has float32 masters.
         checkpointing: activations are computed again for the gradient, which saves memory.
         isolated_history: history attends to history only, at a timestep of 0; of whole models only.
+            causal_history: the same, and to no time after its own; of the Wan family only.
         codewords: K of a codebook fitted to the clips, by which all methods discretise their history
             (``+D``); None: as the model has it. Of whole models only.
         held_out: share of each clip's last latents that no draw sees; above 0 there is a report on how near
@@ -153,6 +154,7 @@ class FineTuneConfig:
     dtype: str = "bfloat16"
     checkpointing: bool = True
     isolated_history: bool = False
+    causal_history: bool = False
     codewords: int | None = None
     device: str = "auto"
     save_every: int = 100
@@ -174,7 +176,7 @@ class FineTuneConfig:
             raise UnknownNameError("dtype", str(self.dtype), DTYPES)
         if self.batch % self.micro:
             raise InputError(f"batch {self.batch} must be a multiple of micro {self.micro}: change either")
-        if self.lora is not None and (self.isolated_history or self.codewords is not None):
+        if self.lora is not None and (self.isolated or self.codewords is not None):
             raise InputError(
                 "isolated_history and codewords make another model, which a LoRA cannot say: set lora=null"
             )
@@ -182,6 +184,11 @@ class FineTuneConfig:
             raise InputError("merge is for a LoRA, and lora is null: leave merge out")
         if self.diffusers and self.lora is not None and not self.merge:
             raise InputError("diffusers' class gets a whole transformer: set merge=true too")
+
+    @property
+    def isolated(self) -> bool:
+        """Whether training makes history attend to history only."""
+        return self.isolated_history or self.causal_history
 
     @property
     def draws(self) -> int:
