@@ -122,9 +122,14 @@ def digits_of(found: Iterable[Estimate]) -> int:
 def estimate_cell(
     found: Estimate, digits: int, *, signed: bool = False, mark: str = "", of: int | None = None
 ) -> Cell:
-    """A value and its interval; where there are fewer clips than ``of``, how many there are."""
+    """A value and its interval; where there are fewer clips than ``of``, how many there are.
+
+    A value that is much surer than its column has more decimals than that, so that its interval is seen.
+    """
     if not found.clips:
         return Cell()
+    if found.high > found.low:
+        digits = max(digits, digits_of([found]) - 1)
     parts = []
     if not math.isnan(found.low):
         low, high = (number(bound, digits, signed=signed) for bound in (found.low, found.high))

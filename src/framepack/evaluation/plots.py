@@ -31,8 +31,8 @@ COLUMNS = 3
 WIDTH = 7.6
 """Inches, so that letters of `LETTERS` points are read on a page and, at twice its width, on a phone."""
 LETTERS = 9
-LETTERS_WIDE = 40
-"""Of a panel."""
+LETTERS_WIDE, LEGEND_WIDE = 40, 112
+"""Letters over a panel, and in a line of a legend."""
 RESAMPLES = 2000
 """Of bands; more than the eye sees."""
 
@@ -206,14 +206,17 @@ def _legend(found: Measured, figure: Figure, verb: str, behind: Sequence[tuple[L
             BETTER: f"{verb} less than {found.name(found.against)}",
             WORSE: f"{verb} more",
             ROW: "no difference found",
-            WAITING: "not finished, not compared",
         }
+        if not all(row.finished for row in found.rows):
+            told[WAITING] = "not finished, not compared"
         entries += [(text, colour, 2.2, "-") for colour, text in told.items()]
     if not entries:
         return
     handles = [Line2D([], [], color=colour, lw=wide, ls=style) for _, colour, wide, style in entries]
     names = [_wrapped(text) for text, *_ in entries]
-    how: dict[str, Any] = {"loc": "outside upper left", "ncols": 3, "fontsize": LETTERS - 1, "frameon": False}
+    columns = len(names) if sum(len(name) + 6 for name in names) < LEGEND_WIDE else COLUMNS
+    how: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
+    how |= {"fontsize": LETTERS - 1, "frameon": False}
     for text in figure.legend(handles, names, **how).get_texts():
         text.set(parse_math=False, color=INK)
 

@@ -89,7 +89,7 @@ def revisit_strips(found: Measured, row: int) -> Iterator[Strip]:
         told = f"{which}: {walk.clip}, mean error {np.mean(walk.error):.3g}"
         yield from _strip(walk.video, found.name(row), told, moments, labels)
         if walk.truth is not None and walk.truth != walk.video:
-            yield from _strip(walk.truth, "as it was to be", walk.clip, moments, labels)
+            yield from _strip(walk.truth, "the world's own", walk.clip, moments, labels)
 
 
 def _moments(walk: Revisit) -> tuple[list[int], list[str]]:

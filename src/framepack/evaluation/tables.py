@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 KINDS = {"value": "Scores", "drift": "Drift", "beyond": "Drift beyond the world's"}
-BETTER = {"higher": "↑", "lower": "↓", "neither": ""}
+BETTER = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
+"""After a metric's name, on the same line."""
 COSTS: Mapping[str, tuple[str, str, float]] = {
     "training_seconds": ("training", "min", 1 / 60),
     "samples": ("samples learned from", "", 1),
@@ -132,7 +133,7 @@ def kind_table(found: Measured, kind: str) -> Table:
         for row, count in lost.items()
     ]
     arrow = (lambda m: BETTER[m.better]) if kind == "value" else (lambda m: "")
-    columns = [Column(f"{m.title} {arrow(m)}".strip(), m.unit) for m in measures]
+    columns = [Column(f"{m.title}{arrow(m)}", m.unit) for m in measures]
     return _table(
         found,
         key=kind,
@@ -149,7 +150,7 @@ def paired_table(found: Measured, kind: str, against: int) -> Table:
     name = found.name(against)
     columns, cells = [], []
     for measure in found.of(kind):
-        columns.append(Column(f"{measure.title} {BETTER[measure.better]}".strip(), measure.unit))
+        columns.append(Column(f"{measure.title}{BETTER[measure.better]}", measure.unit))
         cells.append(_differences(measure, against))
     less = "drifts less" if kind == "drift" else "is lower"
     return _table(
@@ -171,11 +172,11 @@ def revisit_table(found: Measured) -> Table:
     columns = [Column(title, "frames away") for title, _ in found.bins]
     cells = []
     for _, parts in found.bins:
-        digits = digits_of(parts)
-        cells.append([estimate_cell(part, digits) for part in parts])
+        digits, whole_bin = digits_of(parts), max(part.clips for part in parts)
+        cells.append([estimate_cell(part, digits, of=whole_bin) for part in parts])
     whole = found.measures.get(("revisit", REVISIT))
     notes = [
-        "a place when it comes into view again against the same when it was last in view: 0 is none; "
+        "a place that comes into view again, against what it was when it was last in view: 0 is the same; "
         "mean over walks, in brackets its 95 % bootstrap interval"
     ]
     if whole is not None:

@@ -75,7 +75,8 @@ def bootstrap_means(
             continue
         kept = values[np.ix_(rows, columns)]
         rng = np.random.default_rng(seed)
-        times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)  # each sample is drawn
+        times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)  # that each sample is drawn
+        drawn = (times / count) @ kept
         found[0, columns] = kept.mean(axis=0)
-        found[1:, columns] = np.quantile(times @ kept / count, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        found[1:, columns] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return found
