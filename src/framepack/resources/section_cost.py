@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,8 +29,8 @@ from framepack.resources.hollow import IMAGE_TOKENS, Architecture, empty_weights
 from framepack.resources.operations import operation_counter
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 
-COUNTED_BELOW = 8192
-"""Tokens below which memory is counted, not foretold; attention on CPUs is another below 2,048."""
+COUNTED_BELOW = 4096
+"""Tokens of context below which memory is counted, where attention is another for few tokens than for many."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class SectionCost:
     def _polynomials(self) -> Numbers:
         """Coefficients (first or later, 7) of `_terms`, by counting where there is context."""
         t, n = self.section, self._foretold_from
-        pairs = [*((t, frames) for frames in n), (t + 1, n[0]), (t + 1, n[1]), (t + 2, n[0])]
+        pairs = [*((t, frames) for frames in n[:3]), (t + 1, n[0]), (t + 1, n[1]), (t + 2, n[0])]
         points = [self.plain(target, frames) for target, frames in pairs]
         coarse = [kernel for kernel in self.kernels if kernel != self.base]
         points += [Shape(t, (Seen(self.base, n[0]), Seen(kernel, n[0]))) for kernel in coarse[:1]]
@@ -265,17 +266,18 @@ class SectionCost:
         return Operations(*parts[0], *parts[1])
 
     @cached_property
-    def _foretold_from(self) -> tuple[int, int, int]:
+    def _foretold_from(self) -> tuple[int, ...]:
         """Latent frames at the base kernel that memory is foretold from, and operations too."""
-        per_frame = self.plain(1, 0).target_tokens(self.grid, self.base)
-        low = max(-(-COUNTED_BELOW // per_frame), self.section)
-        return low, 8 * low, 64 * low
+        low = self.section
+        if not isinstance(attention_for(self.device, self.dtype), nullcontext):
+            low = max(low, -(-COUNTED_BELOW // self.plain(1, 0).target_tokens(self.grid, self.base)))
+        return low, 4 * low, 16 * low, 64 * low
 
     def peaks(self, frames: Integers) -> Numbers:
         """Bytes at the peak of whole sections that see so many frames at the base kernel.
 
-        Counted where there are few; from ``COUNTED_BELOW`` tokens on along lines between counted points, for
-        by then all that grows does so evenly: only what is at the peak changes.
+        Along lines between counted points, for all that grows does so evenly: only what is at the peak
+        changes. What lies below the first of them is counted.
         """
         at = np.array(self._foretold_from)
         counted = np.array([self.count(self.plain(self.section, int(n))).peak for n in at])
