@@ -122,6 +122,43 @@ def cache(
     make_cache(place, out, source, _cutting(source, area, longest, scenes), dtype, device, part)
 
 
+@app.command()
+def vizdoom(
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write, new or empty.", metavar="OUT", show_default=False)
+    ],
+    clips: Annotated[int, typer.Option("--clips", help="How many.")] = 64,
+    frames: Annotated[int, typer.Option("--frames", help="Of each, at 8 a second.")] = 97,
+    size: Annotated[str, typer.Option("--size", help="In pixels.", metavar="WxH")] = "128x128",
+    seed: Annotated[int, typer.Option("--seed", help="Another one gives other walks.")] = 0,
+    by_action: Annotated[
+        bool,
+        typer.Option("--by-action", help="A caption for the span of each action, in place of one a clip."),
+    ] = False,
+) -> None:
+    """Write walks through VizDoom's maze, with captions that tell the actions (framepack-ai[vizdoom])."""
+    from rich.markup import escape
+
+    from framepack.data.vizdoom import write_walks
+    from framepack.errors import InputError
+
+    sides = size.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"--size '{size}': give WIDTHxHEIGHT, such as 128x128")
+    console, bars = _bars()
+    with bars:
+        task = bars.add_task("walks", total=clips)
+        for done in write_walks(
+            out, clips, frames, (int(sides[1]), int(sides[0])), seed, by_action=by_action
+        ):
+            bars.update(task, completed=done)
+    console.print(
+        f"[bold green]done[/] {escape(str(out))}  {clips} walks; framepack data check {escape(str(out))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def make_cache(
     place: Path,
     out: Path,

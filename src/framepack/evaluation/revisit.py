@@ -6,7 +6,7 @@ in no word of the prompt, so that only memory brings them back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,6 +94,23 @@ def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revi
             for back, true in zip(found, truth, strict=True)
         ),
         at=tuple(back.at for back in found),
+    )
+
+
+def view_revisits(frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]], *, clip: str = "") -> Revisit:
+    """How far views are from what the video itself showed there before, as mean distance in CIE Lab.
+
+    For worlds of which the first frame does not tell all: what a model made up, it is to remember.
+
+    Args:
+        frames: uint8 (N, H, W, 3). pairs: (now, then) of frames that must show the same, such as those of
+            `framepack.data.vizdoom.revisit_path`.
+    """
+    return Revisit(
+        clip=clip,
+        away=tuple(now - then for now, then in pairs),
+        error=tuple(float(difference(frames[now], frames[then]).mean()) for now, then in pairs),
+        at=tuple(now for now, _ in pairs),
     )
 
 
