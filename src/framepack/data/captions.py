@@ -92,9 +92,9 @@ def caption(words: Sequence[str], language: str, rng: np.random.Generator) -> st
 def _english(said: dict[str, str], rng: np.random.Generator) -> str:
     place = [said[slot] for slot in ("ground", "sky") if slot in said]
     if "shape" not in said:
-        camera = " ".join(said[slot] for slot in ("camera", "speed") if slot in said)
+        pan = " ".join(said[slot] for slot in ("camera", "speed") if slot in said)
         first = place and rng.random() < 0.4
-        main = f"{' '.join(place)}, {camera}" if first else " ".join([camera, *place])
+        main = f"{' '.join(place)}, {pan}" if first else " ".join([pan, *place])
         return main[0].upper() + main[1:] + "."
     thing = " ".join(part for part in (said.get("colour"), said["shape"]) if part)
     if rng.random() < 0.3:
