@@ -206,7 +206,8 @@ def estimates(samples: Floats) -> tuple[Estimate, ...]:
     found = bootstrap_means(samples.T)
     found[1:, counts < FEWEST] = np.nan
     return tuple(
-        Estimate(*map(float, column), int(count)) for column, count in zip(found.T, counts, strict=True)
+        Estimate(float(value), float(low), float(high), int(count))
+        for (value, low, high), count in zip(found.T, counts, strict=True)
     )
 
 

@@ -72,7 +72,11 @@ def _kind(found: Measured, topic: str, kind: str) -> Iterator[Finding]:
     bests = _bests(found, kind)
     if _clips(bests) >= FEWEST and any(_any_difference(measure) for measure, _ in bests):
         for measure, best in bests:
-            yield Finding(topic, _best(found, measure, best))
+            if _any_difference(measure):
+                yield Finding(topic, _best(found, measure, best))
+        alike = [measure.title for measure, _ in bests if not _any_difference(measure)]
+        if alike:
+            yield Finding(topic, f"No difference found in {listed(alike, most=len(alike))}.")
 
 
 def _most(found: Measured, topic: str, kind: str) -> Iterator[Finding]:
@@ -110,7 +114,7 @@ def _clips(bests: Sequence[tuple[Measure, int]]) -> int:
 
 def _best(found: Measured, measure: Measure, best: int) -> str:
     """The best row of a measure, what is not told apart from it, and how many rows are."""
-    head = f"{_title(measure)}:"
+    head = f"{measure.title}:"
     if not _any_difference(measure):
         return f"{head} no difference found."
     way, one, many = {
@@ -133,8 +137,8 @@ def _any_difference(measure: Measure) -> bool:
 
 
 def _title(measure: Measure) -> str:
-    suffix = {"drift": " drift", "beyond": " drift beyond the world's"}.get(measure.kind, "")
-    return f"{measure.title}{suffix}"
+    after = {"drift": "drift of {}", "beyond": "drift of {} beyond the world's"}.get(measure.kind, "{}")
+    return after.format(measure.title)
 
 
 # Forgetting, and drift ---------------------------------------------------------------------------------
@@ -184,7 +188,7 @@ def _paradox(found: Measured) -> Iterator[Finding]:
         return
     x, y = ([measure.estimates[row].value for row in rows] for measure in pair)
     tau, p = kendall(x, y)
-    what = f"forgetting and {_title(drift)[:1].lower()}{_title(drift)[1:]}"
+    what = f"forgetting and {_title(drift)}"
     if np.isnan(tau) or p >= LEVEL:
         text = f"No relation found between {what} over {len(rows)} rows"
     else:
@@ -217,16 +221,20 @@ def _agreement(found: Measured, agreement: Agreement) -> str:
     text = f"The paper's {agreement.figure} and {here}, {len(agreement.rows)} rows: "
     if not math.isnan(agreement.tau):
         text += f"Kendall's tau {number(agreement.tau, 2, signed=True)}, p {number(agreement.p, 3)}; "
+    kept = agreement.pairs - len(agreement.turned)
+    text += (
+        f"{kept} of {agreement.pairs} pairs are in the paper's order, {agreement.kept} by more than chance"
+    )
     if not agreement.turned:
-        return text + f"all {agreement.pairs} pairs are in the paper's order."
-    text += f"{len(agreement.turned)} of {agreement.pairs} pairs are in the other order, "
+        return f"{text}."
+    text += f"; {len(agreement.turned)} in the other, "
     if not agreement.sure:
-        return text + "none of them by more than chance."
+        return f"{text}none by more than chance."
     sure = sorted(agreement.sure, key=lambda pair: -_apart(found, agreement, pair))
     turned = [_turned(found, agreement, pair) for pair in sure[:PAIRS]]
     if len(sure) > PAIRS:
         turned.append(f"{len(sure) - PAIRS} more")
-    return text + f"{len(sure)} of them by more than chance: {'; '.join(turned)}."
+    return f"{text}{len(sure)} by more than chance: {'; '.join(turned)}."
 
 
 def _apart(found: Measured, agreement: Agreement, pair: Pair) -> float:

@@ -43,6 +43,7 @@ class Agreement:
         figure: the paper's name. measure: what is measured here. near: whether it is only of a like subject.
         rows: that have both, by number. pairs: of them, without those that the paper has equal.
         tau: Kendall's tau-b of the two orders, better rows first; NaN for fewer than three rows. p: of it.
+        kept: pairs in the same order here whose difference here is more than chance.
         turned: pairs in the other order here. sure: those of them whose difference here is more than chance.
     """
 
@@ -53,6 +54,7 @@ class Agreement:
     pairs: int
     tau: float
     p: float
+    kept: int
     turned: tuple[Pair, ...]
     sure: tuple[Pair, ...]
 
@@ -84,6 +86,7 @@ def agreements(found: Measured) -> Iterator[Agreement]:
             ordered = [(i, j) for i, j in combinations(range(len(rows)), 2) if theirs[i] != theirs[j]]
             ordered = [(i, j) if theirs[i] > theirs[j] else (j, i) for i, j in ordered]
             turned = [Pair(rows[i], rows[j]) for i, j in ordered if ours[i] < ours[j]]
+            kept = [(i, j) for i, j in ordered if ours[i] > ours[j] and measure.differ(rows[i], rows[j])]
             tau, p = kendall(theirs, ours)
             yield Agreement(
                 figure=figure,
@@ -93,6 +96,7 @@ def agreements(found: Measured) -> Iterator[Agreement]:
                 pairs=len(ordered),
                 tau=tau,
                 p=p,
+                kept=len(kept),
                 turned=tuple(turned),
                 sure=tuple(pair for pair in turned if measure.differ(pair.first, pair.second)),
             )

@@ -342,7 +342,7 @@ def _label(figure: Figure, axes: Axes, points: Floats, bars: Floats, names: Sequ
         )
         size = text.get_window_extent(renderer)
         wide, high = size.width, size.height
-        costs = []
+        costs: list[tuple[float, int, Any, tuple[float, float]]] = []
         for far in (6.0, 14.0, 24.0):
             for left in (far, -far - wide, -wide / 2):
                 for low in (4.0 + far / 4, -4 - far / 4 - high, -high / 2):

@@ -41,10 +41,10 @@ def as_csv(found: Measured) -> str:
             if estimate.clips:
                 line(row, f"{REVISIT}, {title} frames away", "revisit", estimate)
     nan = float("nan")
-    for n, row in enumerate(found.rows):
-        for name, value in row.cost.items():
-            line(n, name, "cost", Estimate(value, nan, nan, len(row.clips)))
-        for name, value in row.paper.items():
+    for n, told in enumerate(found.rows):
+        for name, value in told.cost.items():
+            line(n, name, "cost", Estimate(value, nan, nan, len(told.clips)))
+        for name, value in told.paper.items():
             line(n, name, "paper", Estimate(value, nan, nan, 0))
     return out.getvalue()
 

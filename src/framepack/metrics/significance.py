@@ -42,10 +42,11 @@ def family_p(differences: ArrayLike, *, flips: int = 10_000, seed: int = 0) -> N
 def _signs(count: int, flips: int, seed: int) -> NDArray[np.float64]:
     """(R, N) of 1 and -1, the first row all 1."""
     if count < 60 and 2**count <= flips:
-        return 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(2, size=(flips, count))
-    signs[0] = 1
-    return signs
+        minus = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+    else:
+        minus = np.random.default_rng(seed).integers(2, size=(flips, count))
+        minus[0] = 0
+    return np.where(minus, -1.0, 1.0)
 
 
 def _squared_t(signs: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
