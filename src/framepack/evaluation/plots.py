@@ -265,7 +265,8 @@ def _bars(axes: Axes, found: Measured, measure: Measure, rows: Sequence[int]) ->
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    _title(axes, _with_unit(measure.title, measure.unit))
+    longest = max((len(found.name(row)) for row in rows), default=0)  # which takes its room from the panels
+    _title(axes, _with_unit(measure.title, measure.unit), max(18, LETTERS_WIDE - 4 - longest // 3))
 
 
 # Forgetting against drift ------------------------------------------------------------------------------
@@ -393,13 +394,13 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _title(axes: Axes, text: str) -> None:
-    _text(axes.set_title, _wrapped(text), loc="left", fontsize=LETTERS, color=INK)
+def _title(axes: Axes, text: str, wide: int = LETTERS_WIDE) -> None:
+    _text(axes.set_title, _wrapped(text, wide), loc="left", fontsize=LETTERS, color=INK)
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str, wide: int = LETTERS_WIDE) -> str:
     """Lines that fit over a panel."""
-    return "\n".join(textwrap.wrap(text, LETTERS_WIDE)) or text
+    return "\n".join(textwrap.wrap(text, wide)) or text
 
 
 def _text(write: Any, text: str, **how: Any) -> None:
