@@ -7,23 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.tiny import look_alike, pictures_of, save_tiny
 
 from framepack.errors import InputError, OutputError, UnknownNameError
 from framepack.evaluation import choose
 from framepack.evaluation.budget import Budget, operations
 from framepack.evaluation.choose import Choice, chosen
+from framepack.evaluation.folder import begin, claim, link_others, row_folder
 from framepack.evaluation.gather import count_told, gather
 from framepack.evaluation.results import RowResult
 from framepack.evaluation.revisit import FEWEST
 from framepack.evaluation.run import agenda, carry_out
-from framepack.evaluation.suite import REFERENCE, Suite, claim, link_others, row_folder, train_config
+from framepack.evaluation.suite import REFERENCE, Suite, train_config
 from framepack.evaluation.worker import Worker
 from framepack.models.loading import load_bundle
 from framepack.packing.schedule import HUNYUAN_BASE
 from framepack.recipes.lab import SUITES, Bench
 from framepack.recipes.rows import Row
 from framepack.training.config import NetworkConfig
+from tiny import look_alike, pictures_of, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,8 +80,7 @@ def suite_of(model: Path, **changes) -> Suite:
 
 def run(suite: Suite, out: Path) -> list[str]:
     watcher = Silent()
-    claim(out, suite)
-    link_others(out, suite)
+    begin(out, suite)
     carry_out(suite, out, ("cpu",), watcher)
     return watcher.tasks
 
@@ -271,7 +271,9 @@ def test_a_choice_becomes_a_suite(model, tmp_path):
     fewer, devices, _ = chosen(
         Choice(suite="orders", model=str(model), clips=3, only=("f1",), workers=3, device="cpu")
     )
-    assert fewer.budget.clips == fewer.budget.revisits == 3 and [r.name for r in fewer.rows] == ["f1"]
+    assert (fewer.budget.clips, fewer.frames, fewer.budget.revisits) == (3, 37, 0) and [
+        r.name for r in fewer.rows
+    ] == ["f1"]
     assert devices == ("cpu",) * 3
 
 

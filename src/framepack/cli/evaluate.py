@@ -16,6 +16,7 @@ from framepack.errors import InputError, UnknownNameError
 SUITE = "A suite"
 SUITES = ("rivals", "ablation", "orders", "sections", "schedules", "shift", "scale")
 METRICS = "What is measured"
+SCALE = "Suite scale: what videos cost by their length"
 
 
 def evaluate(
@@ -100,6 +101,22 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(
+            help="Of another device, such as 4e14, in place of timing this one.",
+            min=1,
+            show_default=False,
+            rich_help_panel=SCALE,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(help="Of an hour of the device.", min=0, show_default=False, rich_help_panel=SCALE),
+    ] = None,
+    memory: Annotated[
+        float, typer.Option(help="GB that the device has.", min=0.1, rich_help_panel=SCALE)
+    ] = 80.0,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,7 +154,7 @@ def evaluate(
     folder = out or Path("outputs") / suite
     command = shlex.join(["framepack", *sys.argv[1:]])
     if suite == "scale":
-        view.run_scale(model, folder)
+        view.run_scale(model, folder, device, flops_per_second, price, memory)
         return
     from framepack.evaluation.choose import Choice, chosen
 

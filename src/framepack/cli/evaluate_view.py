@@ -32,16 +32,15 @@ def run_suite(
     suite: Suite, devices: tuple[str, ...], unavailable: dict[str, str], out: Path, command: str
 ) -> SuiteResult:
     """Carry a suite out, with its tables on disk all along, and show them at the end."""
+    from framepack.evaluation.folder import begin
     from framepack.evaluation.gather import count_told, gather
     from framepack.evaluation.report import write_all
     from framepack.evaluation.run import carry_out
     from framepack.evaluation.score import ALL
-    from framepack.evaluation.suite import claim, link_others
     from framepack.evaluation.tables import shown
     from framepack.resources.machine import machine, machine_line
 
-    claim(out, suite)
-    link_others(out, suite)
+    begin(out, suite)
     console = Console(stderr=True)
     where = f"{len(devices)} workers; {machine_line(machine(devices[0]))}"
 
@@ -187,3 +186,34 @@ def show_metrics() -> None:
             name, metric.title, metric.unit, metric.better, metric.missing() or "yes", metric.source
         )
     console.print(table)
+
+
+# What videos cost by their length ------------------------------------------------------------------------
+
+
+def run_scale(
+    model: str, out: Path, device: str, flops_per_second: float | None, price: float | None, memory: float
+) -> None:
+    """Work out what videos of up to a day cost with each kind of context, and write it to a folder."""
+    from framepack.evaluation.scale.simulate import simulate
+    from framepack.evaluation.scale.write import tables, write
+
+    console = Console(stderr=True)
+    with console.status("counting") as status:
+        scale = simulate(
+            model,
+            flops_per_second=flops_per_second,
+            price=price,
+            memory=memory,
+            device=device,
+            tell=lambda line: status.update(escape(line)),
+        )
+    written = write(scale, out)
+    for table in tables(scale):
+        for part in table.rich(console.width):
+            console.print(part)
+        console.print(
+            "\n".join(f"  {note}" for note in table.notes), style="dim", highlight=False, markup=False
+        )
+    for path in written:
+        console.print(f"[bold green]done[/] {escape(str(path))}", highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import torch
 from framepack.errors import InputError, UnknownNameError
 from framepack.evaluation.budget import BUDGETS
 from framepack.evaluation.clips import users_clips
+from framepack.evaluation.revisit import FEWEST
 from framepack.evaluation.score import chosen_metrics
 from framepack.evaluation.suite import Suite, bench_of, check_rows, is_world
 from framepack.models.device import pick_device
@@ -68,6 +69,8 @@ def chosen(choice: Choice) -> tuple[Suite, tuple[str, ...], dict[str, str]]:
     # The longest sections of all rows decide how long a clip is, so that all have as many as promised.
     longest = max(row.method.section_size for row in SUITES[choice.suite](bench_of(bundle, 1 + size)))
     frames = 1 + budget.sections * longest * bundle.spec.temporal_stride
+    if frames < FEWEST:
+        budget = replace(budget, revisits=0)
     rows = SUITES[choice.suite](bench_of(bundle, frames))
     names = [row.name for row in rows]
     for name in choice.only:

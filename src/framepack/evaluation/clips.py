@@ -5,21 +5,18 @@ OUT/clips/clip-000.png, clip-000.txt    so that other tools can be asked for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from framepack.data.captions import caption
 from framepack.data.world import Scene, sample_scene
 from framepack.errors import InputError
 from framepack.evaluation.revisit import prompt_of, revisit_scenes
 from framepack.generation.decode import to_uint8
-from framepack.generation.manifest import write_file
 from framepack.models.bundle import Bundle
 from framepack.training.check import HELD_OUT
 from framepack.video.images import read_image
@@ -96,15 +93,6 @@ def users_clips(folder: Path, count: int) -> list[Asked]:
         picture = np.asarray(read_image(pictures[0])) if pictures else None
         made.append(Asked(name=text.stem, prompt=text.read_text(encoding="utf-8").strip(), picture=picture))
     return made
-
-
-def write_clips(asked: Sequence[Asked], folder: Path) -> None:
-    """The pictures and prompts as files, for other tools."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for clip in asked:
-        write_file(folder / f"{clip.name}.txt", (clip.prompt + "\n").encode())
-        if clip.picture is not None and not (folder / f"{clip.name}.png").exists():
-            Image.fromarray(clip.picture).save(folder / f"{clip.name}.png")
 
 
 @torch.inference_mode()

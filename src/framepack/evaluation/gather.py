@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from framepack.evaluation.folder import TOLD, row_folder
 from framepack.evaluation.results import ClipScores, Revisit, RowResult, SuiteResult
-from framepack.evaluation.suite import CLIPS, REFERENCE, REVISITS, TOLD, Suite, row_folder
+from framepack.evaluation.suite import CLIPS, REFERENCE, REVISITS, Suite
 from framepack.recipes.rows import Row
 
 

@@ -17,8 +17,9 @@ from queue import Empty
 from typing import Any, Protocol
 
 from framepack.errors import FramePackError
+from framepack.evaluation.folder import TRAINED, row_folder
 from framepack.evaluation.gather import is_told
-from framepack.evaluation.suite import TRAINED, Suite, row_folder
+from framepack.evaluation.suite import Suite
 from framepack.evaluation.worker import Task, Worker
 
 AT_ONCE = 4

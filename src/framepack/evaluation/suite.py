@@ -1,12 +1,4 @@
-"""One suite: its rows, what each is given, and where everything lies.
-
-OUT/suite.json                 what was asked for; the same command goes on with it
-OUT/cache/                     clips to learn from, shared by all rows
-OUT/clips/, OUT/revisits/      what is asked for: pictures and prompts
-OUT/rows/ROW/train/            a row's fine-tune and its model
-OUT/rows/ROW/clips/NAME.mp4    its videos, and revisits/NAME.mp4
-OUT/rows/ROW/scores/NAME.json  their scores, and returns/NAME.json
-"""
+"""One suite: its rows, what each is given, and how each is trained."""
 
 from __future__ import annotations
 
@@ -18,10 +10,9 @@ from pathlib import Path
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.words import WordConditioner
 from framepack.data.latents import CacheConfig
-from framepack.errors import InputError, OutputError
+from framepack.errors import InputError
 from framepack.evaluation.budget import BATCH, Budget, operations_of_sample
 from framepack.evaluation.clips import NAMES, Asked, revisit_clips, users_clips, world_clips
-from framepack.generation.manifest import write_file
 from framepack.models.bundle import Bundle
 from framepack.recipes.bundled import bundled
 from framepack.recipes.lab import Bench
@@ -30,19 +21,12 @@ from framepack.recipes.rows import Row
 from framepack.training.config import NetworkConfig, TrainConfig
 from framepack.training.network import network_of
 
-CARD = "suite.json"
-GROWS = ("clips", "revisits")
-"""Of a budget: what may be more in a later run of the same folder."""
 REFERENCE = "the world"
 SAVE_EVERY = 40
 """Steps of a fine-tune that a stop loses at most."""
 PANORAMAS = 0.5
 """Share of the clips to learn from in which the camera turns back."""
 CLIPS, REVISITS = "clips", "revisits"
-TOLD = {CLIPS: "scores", REVISITS: "returns"}
-"""Folder of what is known about the videos of each."""
-TRAINED = "finished"
-"""File in the folder of a fine-tune that is."""
 TAUGHT = "row"
 """Name of a row's method in its model."""
 
@@ -84,6 +68,8 @@ class Suite:
 
     def revisits(self) -> list[Asked]:
         """Walks on which places come into view again."""
+        if not (self.world and self.budget.revisits):
+            return []
         return revisit_clips(self.budget.revisits, self.frames, self.size)
 
     def videos(self) -> Iterator[tuple[str, str, list[str]]]:
@@ -123,12 +109,6 @@ class Suite:
         }
 
 
-def row_folder(out: Path, row: str) -> Path:
-    """Where a row's training, videos and scores lie."""
-    plain = "".join(c if c.isalnum() else " " for c in row.lower().replace("+", " plus "))
-    return out / "rows" / "-".join(plain.split())
-
-
 def bench_of(bundle: Bundle, frames: int) -> Bench:
     """What a model's rows have in common."""
     trained = bundle.spec.methods[bundle.spec.default_method]
@@ -144,71 +124,6 @@ def bench_of(bundle: Bundle, frames: int) -> Bench:
 def is_world(bundle: Bundle) -> bool:
     """Whether a model is one of the procedural world, which can be fine-tuned on it and has its truth."""
     return isinstance(bundle.codec, FrameAutoencoder) and isinstance(bundle.conditioner, WordConditioner)
-
-
-def claim(folder: Path, suite: Suite) -> None:
-    """Write the card of a suite where there is none.
-
-    Raises:
-        OutputError: the folder holds a suite of other settings, or cannot be written.
-    """
-    card, wanted = folder / CARD, suite.to_json()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if card.exists():
-            differing = _differing(json.loads(card.read_text()), json.loads(json.dumps(wanted)))
-            if differing:
-                raise OutputError(
-                    f"'{folder}' holds a suite with other {', '.join(differing)}: name another --out"
-                )
-        elif any(folder.iterdir()):
-            raise OutputError(f"'{folder}' is not empty and holds no suite: name another --out")
-        write_file(card, (json.dumps(wanted, indent=2) + "\n").encode())
-    except OutputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise OutputError(f"'{folder}' cannot be used ({error}): name another --out") from error
-
-
-def link_others(folder: Path, suite: Suite) -> None:
-    """Put links to videos made elsewhere where a row's own would be: by name, or else in alphabetical order.
-
-    Raises:
-        InputError: fewer of them than clips, where their names are other ones.
-    """
-    names = suite.names(CLIPS)
-    for row, place in suite.others:
-        videos = {path.stem: path for path in sorted(place.glob("*.mp4"))}
-        if not set(names) <= set(videos):
-            if len(videos) < len(names):
-                raise InputError(
-                    f"row '{row}': '{place}' has {len(videos)} videos for {len(names)} clips; make those asked "
-                    f"for in '{folder / CLIPS}', or lower --clips"
-                )
-            videos = dict(zip(names, videos.values(), strict=False))
-        here = row_folder(folder, row) / CLIPS
-        here.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            link = here / f"{name}.mp4"
-            if not link.exists():
-                link.symlink_to(videos[name].resolve())
-
-
-def _differing(held: object, wanted: dict[str, object]) -> list[str]:
-    """Fields in which a card is of another suite: more clips, and further rows, are the same one."""
-    if not isinstance(held, dict):
-        return ["form"]
-    found = [name for name in wanted if name not in ("budget", "rows") and held.get(name) != wanted[name]]
-    budgets = [{k: v for k, v in dict(each["budget"]).items() if k not in GROWS} for each in (held, wanted)]  # type: ignore[call-overload]
-    if budgets[0] != budgets[1]:
-        found.append("budget")
-    rows = {row["name"]: row for row in held.get("rows", [])}
-    found += [
-        f"row '{row['name']}'"
-        for row in wanted["rows"]  # type: ignore[attr-defined]
-        if row["name"] in rows and rows[row["name"]] != row
-    ]
-    return found
 
 
 # Training ------------------------------------------------------------------------------------------------

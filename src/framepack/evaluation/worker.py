@@ -16,19 +16,10 @@ from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.fingerprint import module_digest
 from framepack.data.latents import build_cache
 from framepack.evaluation.clips import Asked, through_codec
+from framepack.evaluation.folder import TOLD, TRAINED, row_folder
 from framepack.evaluation.revisit import revisits
 from framepack.evaluation.score import Scorer, subject_of
-from framepack.evaluation.suite import (
-    CLIPS,
-    REFERENCE,
-    TAUGHT,
-    TOLD,
-    TRAINED,
-    Suite,
-    is_world,
-    row_folder,
-    train_config,
-)
+from framepack.evaluation.suite import CLIPS, REFERENCE, TAUGHT, Suite, is_world, train_config
 from framepack.generation.events import Finished
 from framepack.generation.manifest import write_file
 from framepack.generation.prepare import prepare

@@ -107,7 +107,8 @@ def check_start(config: TrainConfig, codec: FrameAutoencoder) -> str | None:
     words, net, held = its_words.config, config.network, network_of(start)
     # It may get further kernels, and learn to have its history isolated.
     fixed = ("heads", "head_dim", "layers", "ffn", "base_kernel", "prompt_width", "prompt_length")
-    differing = [f"{name} {getattr(held, name)}" for name in fixed if getattr(held, name) != getattr(net, name)]
+    sizes = {name: getattr(held, name) for name in fixed}
+    differing = [f"{name} {size}" for name, size in sizes.items() if size != getattr(net, name)]
     if not set(held.kernels) <= set(net.kernels):
         differing.append(f"kernels {held.kernels}")
     if held.isolated_history and not net.isolated:
