@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,21 +22,23 @@ from framepack.video.io import write_video
 
 LEVELS = {"elm": 210, "oak": 170, "ash": 130, "fir": 90, "yew": 50}
 """Rows and the brightness of their videos: the brighter, the better; their order is not that of names."""
-FPS = 8
 
 
-def write_clip(path: Path, level: int, *, frames: int = 8, size: int = 64) -> None:
-    """A flat grey with a bar that moves down one step a frame."""
+def write_clip(path: Path, level: int, *, frames: int = 8, fps: float = 8, size: int = 64) -> None:
+    """A flat grey; in the eight columns at the right a bar that moves down by one step a frame."""
     pictures = np.full((frames, size, size, 3), level, np.uint8)
     for number, picture in enumerate(pictures):
         picture[number * size // frames :][: size // frames, -8:] = 255 - level
-    write_video(path, pictures, FPS)
+    write_video(path, pictures, fps)
 
 
-def write_rows(folder: Path, clips: int, *, frames: int = 8) -> Path:
+def write_rows(folder: Path, clips: int) -> Path:
+    """As a suite lays them out, the clips of a row all alike."""
     for row, level in LEVELS.items():
-        for clip in range(clips):
-            write_clip(folder / "rows" / row / "clips" / f"clip-{clip:03}.mp4", level, frames=frames)
+        made = folder / "rows" / row / "clips"
+        write_clip(made / "clip-000.mp4", level)
+        for clip in range(1, clips):
+            shutil.copy(made / "clip-000.mp4", made / f"clip-{clip:03}.mp4")
     return folder
 
 
@@ -43,6 +46,7 @@ class Site:
     """``framepack arena`` as a process of its own."""
 
     def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.folder = folder
         command = [sys.executable, "-m", "framepack", "arena", str(folder), "--port", str(port), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.address = self._address()
@@ -50,7 +54,7 @@ class Site:
 
     def _address(self) -> str:
         assert self.process.stdout is not None
-        late = threading.Timer(60, self.process.kill)
+        late = threading.Timer(180, self.process.kill)
         late.start()
         for line in self.process.stdout:
             if line.startswith("judge at "):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from framepack.cli.arena_view import print_standings
 from framepack.errors import InputError, OutputError
 from framepack.evaluation.arena.log import NAME, JudgementLog, Pair
 from framepack.evaluation.arena.standings import export, save_standings, standings
@@ -190,3 +193,20 @@ def test_questions_are_not_mixed(tmp_path: Path) -> None:
     assert standings(log, "sharper?").rows[0].row == "a"
     with pytest.raises(InputError, match="no judgements of 'smoother"):
         standings(log, "smoother?")
+
+
+def test_what_the_command_shows_of_rows_never_compared(tmp_path: Path) -> None:
+    log = JudgementLog(tmp_path)
+    with log.held():
+        for number, (left, right) in enumerate(("ab", "ab", "cd")):
+            log.give(pair(number, left=left, right=right))
+            log.judge(f"ann-{number}", "left", 1.0)
+    shown = io.StringIO()
+    print_standings(standings(log), Console(file=shown, width=80))
+    lines = shown.getvalue().splitlines()
+    assert "Not comparable, for no judgement links them: a, b; c, d" in lines
+    assert [line.split()[1] for line in lines if line.endswith(("2-0-0", "0-2-0", "1-0-0", "0-1-0"))][:4] == [
+        *("a", "b", "c", "d")
+    ]
+    assert "Two rows have only 0 judgements together; the paper has 100 or more." in lines
+    assert not any("…" in line for line in lines)

@@ -16,7 +16,10 @@ ROOMS = [
     *("generation", "metrics", "data", "training", "recipes", "evaluation", "serving", "cli"),
 ]
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "matplotlib", "av")
-TORCHLESS = ("errors", "planning", "video", "packing.schedule", "packing.notation", "models.spec")
+TORCHLESS = (
+    *("errors", "planning", "video", "packing.schedule", "packing.notation", "models.spec"),
+    "evaluation.arena",
+)
 
 
 def imports_of(tree: ast.AST) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from framepack.evaluation.arena.standings import Standings
+    from framepack.evaluation.arena.standings import Standings, Tally
 
 ENOUGH = 100
 """Judgements of every two rows in the paper's arena."""
@@ -23,7 +24,10 @@ def print_standings(found: Standings, console: Console) -> None:
     console.print()
     console.print(_ratings(found))
     if found.groups > 1:
-        console.print("[yellow]No judgement links rows on different sides of a line: not comparable.[/]")
+        console.print(
+            f"[yellow]Not comparable, for no judgement links them:[/] {'; '.join(_group_names(found))}",
+            soft_wrap=True,
+        )
     console.print()
     console.print(_matrix(found))
     if found.fewest < ENOUGH:
@@ -32,36 +36,49 @@ def print_standings(found: Standings, console: Console) -> None:
         )
 
 
+def _group_names(found: Standings) -> list[str]:
+    return [
+        ", ".join(escape(standing.row) for standing in standings)
+        for _, standings in groupby(found.rows, key=lambda standing: standing.strength.group)
+    ]
+
+
 def _ratings(found: Standings) -> Table:
-    table = Table(title="Ratings in ELO units, mean 1000", title_justify="left", box=None, pad_edge=False)
-    table.add_column("row", style="bold", no_wrap=True)
-    for name in ("Bradley-Terry", "95 % interval", "ELO", "rank", "judgements", "wins", "losses", "ties"):
+    title = "Bradley-Terry rating and ELO, mean 1000"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("row", style="bold", overflow="fold")
+    for name in ("rating", "95 %", "ELO", "rank", "won-lost-tied"):
         table.add_column(name, justify="right", no_wrap=True)
-    for standing, following in zip(found.rows, (*found.rows[1:], None), strict=True):
+    for number, standing in enumerate(found.rows, start=1):
         strength, tally = standing.strength, standing.tally
         table.add_row(
+            str(number),
             escape(standing.row),
             f"{strength.rating:.0f}",
             f"{strength.low:.0f} to {strength.high:.0f}",
             f"{standing.elo:.0f}",
             str(standing.elo_rank),
-            *(str(count) for count in (tally.judgements, tally.wins, tally.losses, tally.ties)),
+            _counts(tally),
         )
-        if following is not None and following.strength.group != strength.group:
-            table.add_row(*["-" * 6] * len(table.columns), style="dim")
     return table
 
 
 def _matrix(found: Standings) -> Table:
-    title = "Wins, losses and ties of the row against the column"
+    """Columns by number alone: names would not fit."""
+    title = "Won-lost-tied of the row against the column"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("", style="bold", no_wrap=True)
-    for standing in found.rows:
-        table.add_column(escape(standing.row), justify="right")
-    for standing in found.rows:
-        cells = []
-        for other in found.rows:
-            tally = found.against.get((standing.row, other.row))
-            cells.append("" if tally is None else f"{tally.wins}-{tally.losses}-{tally.ties}")
-        table.add_row(escape(standing.row), *cells)
+    table.add_column("", justify="right")
+    table.add_column("row", style="bold", overflow="fold")
+    for number in range(1, len(found.rows) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for number, standing in enumerate(found.rows, start=1):
+        tallies = [found.against.get((standing.row, other.row)) for other in found.rows]
+        table.add_row(
+            str(number), escape(standing.row), *(_counts(tally) if tally else "" for tally in tallies)
+        )
     return table
+
+
+def _counts(tally: Tally) -> str:
+    return f"{tally.wins}-{tally.losses}-{tally.ties}"

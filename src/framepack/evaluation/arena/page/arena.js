@@ -92,6 +92,18 @@ function loaded(video) {
   });
 }
 
+/** Wait for a video; one that failed is tried again once the server answers, which may have been away. */
+async function load(video) {
+  if (video.error) video.load();
+  try {
+    await loaded(video);
+  } catch {
+    await call("GET", "/api/start");
+    video.load();
+    await loaded(video);
+  }
+}
+
 function fit(stage) {
   for (const video of stage.querySelectorAll("video")) {
     video.parentElement.style.setProperty("--ratio", video.videoWidth / video.videoHeight);
@@ -107,7 +119,7 @@ async function show() {
   await fill();
   const stage = stageOf(queue[0]);
   const videos = [...stage.querySelectorAll("video")];
-  const waiting = Promise.all(videos.map(loaded));
+  const waiting = Promise.all(videos.map(load));
   for (const one of stages) {
     one.hidden = one !== stage;
     for (const button of one.querySelectorAll(".chosen")) button.classList.remove("chosen");
