@@ -24,7 +24,7 @@ from framepack.metrics.colour import difference
 from framepack.metrics.metric import Metric, Per, Subject, windows
 from framepack.metrics.motion import Track, direction_of, fill, track
 
-SIDE = 96
+SIDE = 192
 """Pixels of a template: 4 units of `fitted`, on which each shape has an area of 1."""
 SPAN = 4.0
 WIDEST = 0.32
@@ -55,12 +55,12 @@ def templates() -> dict[str, NDArray[np.bool_]]:
     for name in SLOTS["shape"]:
         inside = _fill_of(name, x, y)
         area, cx, cy = inside.sum() * (2.4 / 512) ** 2, x[inside].mean(), y[inside].mean()
-        u, v = np.meshgrid(grid * math.sqrt(area) + cx, grid * math.sqrt(area) + cy)
-        made[name] = _fill_of(name, u.astype(np.float32), v.astype(np.float32))
+        scaled = (grid * math.sqrt(area)).astype(np.float32)
+        made[name] = _fill_of(name, *np.meshgrid(scaled + cx, scaled + cy))
     return made
 
 
-def _fill_of(shape: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _fill_of(shape: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Where a shape of radius 1 is filled, as the world draws it."""
     return SHAPES[shape](x, y, 1 - OUTLINE / 2) + OUTLINE / 2 < 0
 

@@ -120,9 +120,10 @@ def aesthetic(device: str) -> Scorer:
     """
     import torch
     import torch.nn.functional as F
-    from transformers import CLIPVisionModelWithProjection
 
     config = LAION.file(LAION.weights[1].path)
+    from transformers import CLIPVisionModelWithProjection
+
     clip = CLIPVisionModelWithProjection.from_pretrained(config.parent, local_files_only=True)
     clip.to(device).eval()
     head = _state(LAION.file(LAION.weights[0].path))
