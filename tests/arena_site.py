@@ -75,7 +75,7 @@ class Site:
             headers={"content-type": "application/json", **(headers or {})},
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=90) as response:
                 return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
         except urllib.error.HTTPError as error:
             return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
@@ -98,7 +98,7 @@ class Site:
     def interrupt(self) -> tuple[int, str, str]:
         """Ctrl-C: exit code, standard output, standard error."""
         self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=90)
         return self.process.returncode, out, err
 
 
@@ -121,7 +121,7 @@ def run_arena(*arguments: object) -> tuple[int, str, str]:
         [sys.executable, "-m", "framepack", "arena", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**os.environ, "COLUMNS": "200"},
     )
     return done.returncode, done.stdout, done.stderr

@@ -45,7 +45,7 @@ def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(180)
     assert [writer.exitcode for writer in writers] == [0] * WRITERS
     lines = (tmp_path / NAME).read_text().splitlines()
     assert len(lines) == 2 * WRITERS * EACH and all(json.loads(line) for line in lines)

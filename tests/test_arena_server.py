@@ -255,6 +255,6 @@ from framepack.cli import main
 sys.argv = ["framepack", "arena", {str(folder)!r}]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and "pip install 'framepack-ai[serve]'" in done.stderr, done
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
