@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from framepack.errors import InputError, UnknownNameError
 from framepack.evaluation.scale import simulate, write
+from framepack.evaluation.scale.files import as_markdown, of_operations, of_time
 from framepack.evaluation.scale.sections import (
     CACHE,
     FULL,
@@ -31,7 +32,6 @@ from framepack.evaluation.scale.sections import (
     whole,
     window_of,
 )
-from framepack.evaluation.scale.write import as_markdown, of_operations, of_time
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
 from framepack.models.wan import PackedWanTransformer3DModel
 from framepack.packing.context import ContextTensors, Memory, PackedContext
@@ -321,7 +321,7 @@ def test_a_day_of_video(tiny, tmp_path):
     assert float(day["total_operations"]) == curves[FULL].table[-1].total_operations and day["fits"] == "0"
     text = files[3].read_text()
     assert all(line in text for line in scale.assumptions) or "\\" in text
-    assert text.count("\n| 24 h |") == 4 and "does not fit" in text
+    assert text.count("\n| 24 h |") == 4 and "does not fit into 0.01 GB: full history beyond" in text
 
 
 def test_sums_over_all_sections(tiny):
@@ -347,7 +347,7 @@ def test_sections_carried_out_stand_beside_what_was_foretold(tiny, tmp_path):
     told: list[str] = []
     options = {"seconds": 60.0, "histories": (1, 3, 8), "limit": 0.05, "device": "cpu", "dtype": "float32"}
     scale = simulate(tiny, **options, tell=told.append)
-    assert len(scale.checks) == 9 and any("1 sections of history" in line for line in told)
+    assert len(scale.checks) == 9 and any("after 8 sections" in line for line in told)
     for check in scale.checks:
         m = check.measured
         assert check.operations == pytest.approx(m.operations, rel=1e-6), m
@@ -355,10 +355,10 @@ def test_sections_carried_out_stand_beside_what_was_foretold(tiny, tmp_path):
         assert m.context == m.shape.context_tokens((4, 4)) and m.seconds > 0
         assert m.seconds_of_video == (1 + (m.history + 1) * 3) / 8
     assert {c.measured.history for c in scale.checks if c.calibrates} == {1, 8}
-    assert {c.measured.kind for c in scale.checks if c.calibrates} == {FULL}
+    assert {c.measured.kind for c in scale.checks if c.calibrates} == {PACKED, FULL}
     text = as_markdown(scale)
     assert "Simulated beside measured" in text and text.count("calibrates") >= 2
-    assert "time of the 7 others" in text
+    assert "time of the 5 others" in text
     write(scale, tmp_path)
     with (tmp_path / "scale.csv").open() as file:
         measured = [row for row in csv.DictReader(file) if row["source"] == "measured"]
@@ -375,7 +375,11 @@ REFUSED = {
     "frames a second": ({"fps": math.nan}, InputError, "fps nan must be above 0"),
     "too short": ({"seconds": 0.3}, InputError, "0.3 s are no section of 3 latent frames"),
     "too long": ({"seconds": 1e5}, InputError, "100000 seconds: ask for more than 0 and at most 86,400"),
-    "nothing to measure": ({"histories": ()}, InputError, "no section was carried out.*like 1 8"),
+    "nothing to measure": (
+        {"histories": ()},
+        InputError,
+        "after 1 and 8 sections of history: have these",
+    ),
     "negative history": ({"histories": (-1,)}, InputError, "-1 sections of history: give 0 or more"),
 }
 

@@ -195,8 +195,7 @@ def run_scale(
     model: str, out: Path, device: str, flops_per_second: float | None, price: float | None, memory: float
 ) -> None:
     """Work out what videos of up to a day cost with each kind of context, and write it to a folder."""
-    from framepack.evaluation.scale.simulate import simulate
-    from framepack.evaluation.scale.write import tables, write
+    from framepack.evaluation.scale import simulate, tables, write
 
     console = Console(stderr=True)
     with console.status("counting") as status:

@@ -30,7 +30,7 @@ from framepack.resources.operations import operation_counter
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 
 COUNTED_BELOW = 4096
-"""Tokens of context below which memory is counted, where attention is another for few tokens than for many."""
+"""Tokens of context below which memory is counted, where attention with few tokens is another."""
 
 
 @dataclass(frozen=True)
@@ -265,11 +265,16 @@ class SectionCost:
                 rest[alone] = whole - attention[alone]
         return Operations(*parts[0], *parts[1])
 
+    @property
+    def attention_varies(self) -> bool:
+        """Whether sections of few tokens have attention of another kind, which keeps its probabilities."""
+        return not isinstance(attention_for(self.device, self.dtype), nullcontext)
+
     @cached_property
     def _foretold_from(self) -> tuple[int, ...]:
         """Latent frames at the base kernel that memory is foretold from, and operations too."""
         low = self.section
-        if not isinstance(attention_for(self.device, self.dtype), nullcontext):
+        if self.attention_varies:
             low = max(low, -(-COUNTED_BELOW // self.plain(1, 0).target_tokens(self.grid, self.base)))
         return low, 4 * low, 16 * low, 64 * low
 

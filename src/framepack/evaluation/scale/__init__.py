@@ -1,6 +1,6 @@
 """What video costs by its length, for packed context and what is used in its place."""
 
-from framepack.evaluation.scale.simulate import Scale, simulate
-from framepack.evaluation.scale.write import write
+from framepack.evaluation.scale.files import tables, write
+from framepack.evaluation.scale.simulation import Scale, simulate
 
-__all__ = ["Scale", "simulate", "write"]
+__all__ = ["Scale", "simulate", "tables", "write"]

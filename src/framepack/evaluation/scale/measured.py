@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,10 @@ from framepack.sampling.solvers import euler
 
 REPEATS = 3
 """What else the machine does only adds time: the quickest go is nearest to what a section takes."""
+
+
+Run = Callable[[int], Any]
+"""Denoises one section for so many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class Measuring:
 
     Args:
         steps: of a section. limit: seconds that one section may be timed for; of dearer ones fewer steps
-            are, or a single one once.
+            are, and one whose step alone takes longer is not carried out again.
     """
 
     def __init__(
@@ -87,43 +91,59 @@ class Measuring:
         histories: Sequence[int],
         tell: Callable[[str], None],
     ) -> list[Measured]:
-        """By kind of context, a section after each number of sections."""
-        found = []
-        for history in histories:
+        """By kind of context, a section after each number of sections.
+
+        First each is carried out once, weighed and counted. Those that are cheap enough are then timed in
+        rounds, so that what else the machine does for a while cannot fall on all goes of one.
+        """
+        found: list[tuple[Measured, Run]] = []
+        for history in sorted(histories):
             for kind, method in kinds.items():
                 video = whole(timeline, method.section_size, history + 1)
                 section = plan(video, method).sections[-1]
-                found.append(self._measured(kind, method, section, history, video))
-                tell(f"{kind}, {history} sections of history: {found[-1].seconds:.2f} s a section")
-        return found
+                found.append(self._weighed(kind, method, section, history, video))
+                tell(f"{kind} after {history} sections: {found[-1][0].seconds / self.steps:.2f} s a step")
+        for _ in range(REPEATS):
+            found = [(self._timed(measured, run), run) for measured, run in found]
+        tell("timed")
+        return [measured for measured, _ in found]
 
-    def _measured(
+    def _weighed(
         self, kind: str, method: Method, section: Section, history: int, video: Timeline
-    ) -> Measured:
+    ) -> tuple[Measured, Run]:
         run = self._ready(section, method)
         with meter_for(self.device, tensors_in(self.model)) as meter, operation_counter() as counter:
-            run(1)
-        first, peak = counter.get_total_flops(), meter.peak
-        with operation_counter() as counter:
-            run(2)
-        later = counter.get_total_flops() - first
-        seconds = self._timed(run, 1)
-        timed = min(self.steps, max(1, int(self.limit / REPEATS / seconds)))
-        if REPEATS * seconds < self.limit:
-            seconds = min(self._timed(run, timed) for _ in range(REPEATS)) / timed
-        return Measured(
+            once = self._seconds(run, 1)
+        first = later = counter.get_total_flops()
+        if self.model.config.isolated_history:
+            with operation_counter() as counter:
+                run(2)
+            later = counter.get_total_flops() - first
+        measured = Measured(
             kind=kind,
             history=history,
             shape=shape_of(section),
             seconds_of_video=video.seconds,
             context=section.tokens(self.grid),
             operations=first + (self.steps - 1) * later,
-            seconds=seconds * self.steps,
-            steps_timed=timed,
-            peak=peak,
+            seconds=once * self.steps,
+            steps_timed=1,
+            peak=meter.peak,
         )
+        return measured, run
 
-    def _ready(self, section: Section, method: Method) -> Callable[[int], Any]:
+    def _timed(self, measured: Measured, run: Run) -> Measured:
+        """The same with the time of another go, if that is quicker; of the dearest the first go stands."""
+        once = measured.seconds / self.steps
+        steps = min(self.steps, max(1, int(self.limit / REPEATS / once)))
+        if once > self.limit:
+            return measured
+        seconds = self._seconds(run, steps) * self.steps / steps
+        if seconds >= measured.seconds:
+            return measured
+        return replace(measured, seconds=seconds, steps_timed=steps)
+
+    def _ready(self, section: Section, method: Method) -> Run:
         """The section with all it needs; called with a number of steps it is denoised for as many."""
         spec, config = self.spec, self.model.config
         generator = torch.Generator().manual_seed(0)
@@ -161,7 +181,7 @@ class Measuring:
 
         return run
 
-    def _timed(self, run: Callable[[int], Any], steps: int) -> float:
+    def _seconds(self, run: Run, steps: int) -> float:
         self._wait()
         begun = time.perf_counter()
         run(steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from framepack.models.spec import ModelSpec
 from framepack.planning.timeline import MAX_SECONDS, Timeline
 from framepack.resources.hollow import find_architecture
 from framepack.resources.machine import machine, machine_line
-from framepack.resources.section_cost import SectionCost
+from framepack.resources.section_cost import Numbers, SectionCost
 
 GB = 1e9
 SHOWN = (10.0, 60.0, 600.0, 3600.0, MAX_SECONDS)
@@ -37,7 +37,7 @@ SHOWN = (10.0, 60.0, 600.0, 3600.0, MAX_SECONDS)
 HISTORIES = (1, 4, 8, 16, 32)
 """Sections before the ones that are carried out."""
 CALIBRATING = (1, 8)
-"""Of them those whose sections with full history give the throughput; all others are a check."""
+"""Of them those whose sections, packed and with full history, give the throughput; all others are a check."""
 LENGTHS, FEW = 48, 12
 """Of a curve: so many spread evenly over all, and all below so many sections, where context still fills."""
 
@@ -168,7 +168,7 @@ def simulate(
         carried = _carried_out(
             simulated, whole(longest, own.section_size, 1), guidance, histories, limit, tell
         )
-        throughput = _calibrated(kinds[FULL], carried)
+        throughput = _calibrated(kinds, carried)
     else:
         throughput = Throughput(float(flops_per_second or 0), float(flops_per_second or 0))
     checks = tuple(_check(kinds[m.kind], m, throughput) for m in carried)
@@ -222,25 +222,33 @@ def _carried_out(
     return measuring.measure(methods, timeline, histories, tell)
 
 
-def _calibrated(full: Kind, carried: Sequence[Measured]) -> Throughput:
-    """From measured sections with full history.
+def _calibrates(measured: Measured) -> bool:
+    """Few tokens and many, so that attention can be told from all the rest."""
+    return measured.kind in (PACKED, FULL) and measured.history in CALIBRATING
+
+
+def _calibrated(kinds: Mapping[str, Kind], carried: Sequence[Measured]) -> Throughput:
+    """From sections that were carried out; each counts by its share that is missed, not by its seconds.
 
     Raises:
-        InputError: none were carried out.
+        InputError: none of them were.
     """
-    told = [m for m in carried if m.kind == FULL]
-    if not told:
-        raise InputError(
-            "no section was carried out to measure the speed: give sections of history, like 1 8"
-        )
-    chosen = [m for m in told if m.history in CALIBRATING] or told
-    work = np.array([[float(part[0]) for part in full.work(full.one(m.shape))] for m in chosen])
-    seconds = np.array([m.seconds for m in chosen])
+    chosen = [measured for measured in carried if _calibrates(measured)]
+    if not chosen:
+        told = " and ".join(map(str, CALIBRATING))
+        raise InputError(f"the speed is measured after {told} sections of history: have these among them")
+    work = np.array([[float(part[0]) for part in _work(kinds, measured)] for measured in chosen])
+    seconds = np.array([measured.seconds for measured in chosen])
     inverse = np.linalg.lstsq(work / seconds[:, None], np.ones(len(chosen)), rcond=None)[0]
-    if len(chosen) < 2 or (inverse <= 0).any():  # overheads cover what tells the two apart
-        one = float(work[-1].sum() / seconds[-1])
+    if len({m.history for m in chosen}) < 2 or (inverse <= 0).any():  # nothing tells the two apart
+        one = float(np.median(work.sum(axis=1) / seconds))
         return Throughput(one, one)
     return Throughput(rest=float(1 / inverse[0]), attention=float(1 / inverse[1]))
+
+
+def _work(kinds: Mapping[str, Kind], measured: Measured) -> tuple[Numbers, Numbers]:
+    kind = kinds[measured.kind]
+    return kind.work(kind.one(measured.shape))
 
 
 def _check(kind: Kind, measured: Measured, throughput: Throughput) -> Check:
@@ -251,7 +259,7 @@ def _check(kind: Kind, measured: Measured, throughput: Throughput) -> Check:
         operations=float(rest[0] + attention[0]),
         memory=kind.memory(section),
         time=float(throughput.seconds(rest, attention)[0]),
-        calibrates=measured.kind == FULL and measured.history in CALIBRATING,
+        calibrates=_calibrates(measured),
     )
 
 
@@ -298,6 +306,10 @@ def _assumptions(
         f"sliding window: the last {model.window} latent frames at the base kernel",
         "prompts of as many tokens as the encoders give at most",
     ]
+    if cost.attention_varies:
+        lines.append(
+            "memory has a hump: on this CPU, attention keeps its probabilities up to 2,048 tokens"
+        )
     if spec.pyramid is not None:
         lines.append("every step at full size: the lower stages of its pyramid take less")
     if not carried:
@@ -309,10 +321,10 @@ def _assumptions(
     else:
         told = f"{throughput.attention:.3g} FLOP/s in attention, {throughput.rest:.3g} in all the rest"
     few = min(m.steps_timed for m in carried)
+    after = " and ".join(sorted({str(m.history) for m in carried if _calibrates(m)}))
     lines.append(
-        f"time: {told}, from measured sections with full history after "
-        f"{' and '.join(str(m.history) for m in carried if m.kind == FULL and m.history in CALIBRATING)} "
-        "sections; the other measured ones are a check"
+        f"time: {told}, from measured sections, packed and with full history, after {after} sections; the "
+        "other measured ones are a check"
     )
     if few < model.steps:
         lines.append(f"of the dearest sections {few} of {model.steps} steps were timed")

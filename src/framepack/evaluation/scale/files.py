@@ -14,7 +14,7 @@ from framepack.errors import OutputError
 from framepack.evaluation.cells import NOTHING, Cell, Column, Table
 from framepack.evaluation.scale.kinds import Point
 from framepack.evaluation.scale.sections import CACHE, FULL, PACKED, WINDOW
-from framepack.evaluation.scale.simulate import GB, Curve, Scale
+from framepack.evaluation.scale.simulation import GB, Curve, Scale
 
 COLOURS = {PACKED: "#1f6fb4", FULL: "#c8552b", CACHE: "#5a8f3c", WINDOW: "#8a63b8"}
 TICKS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 86400: "24 h"}
@@ -132,8 +132,9 @@ def lengths_table(scale: Scale) -> Table:
     notes = [
         "context, a section, memory, a second more: of the section that costs most",
     ]
-    if any(not scale.fits(curve.table[-1]) for curve in scale.curves if curve.table):
-        notes.append(f"does not fit: above the {of_memory(scale.memory)} there are; it would take so long")
+    ends = [f"{c.kind} beyond {of_time(_within(scale, c)[1])}" for c in scale.curves if _outgrows(scale, c)]
+    if ends:
+        notes.append(f"does not fit into {of_memory(scale.memory)}: {', '.join(ends)}")
     return Table(
         key="lengths",
         title="What a video takes",
@@ -201,7 +202,7 @@ def checks_table(scale: Scale) -> Table:
         rows=tuple(rows),
         notes=(
             "operations and bytes are counted while sections run; a causal cache is simulated only",
-            "calibrates: the throughput was taken from these sections, so that their time says nothing",
+            "calibrates: the throughput was taken from these sections, so that their time says little",
             near(scale),
         ),
     )
@@ -240,7 +241,7 @@ def plot(scale: Scale, path: Path) -> None:
         figure.subplots_adjust(bottom=0.075 + 0.0165 * lines)
         figure.text(0.085, 0.012, note, fontsize=7, color="#555555", va="bottom", linespacing=1.25)
         date = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, dpi=110, metadata=date)
+        figure.savefig(path, dpi=96, metadata=date)
 
 
 def _wrapped(line: str) -> str:
@@ -292,6 +293,10 @@ def _panels(scale: Scale, axes: Any) -> None:
     _guides(scale, tokens, speed, memory, total)
 
 
+def _outgrows(scale: Scale, curve: Curve) -> bool:
+    return not all(map(scale.fits, curve.points))
+
+
 def _within(scale: Scale, curve: Curve) -> tuple[int, float]:
     """Points of a curve up to the first that does not fit, and the length at which none fits any more."""
     points = curve.points
@@ -312,14 +317,14 @@ def _guides(scale: Scale, tokens: Any, speed: Any, memory: Any, total: Any) -> N
     begin = min(curve.points[0].seconds for curve in scale.curves)
     speed.axhline(1, **quiet)
     speed.set_ylim(bottom=min(speed.get_ylim()[0], 0.05))
-    speed.text(begin, 0.8, "as fast as it plays", **told | {"va": "top"})
+    speed.text(begin, 0.6, "as fast as it plays", **told | {"va": "top"})
     memory.axhline(scale.memory / GB, **quiet)
     memory.text(
         begin, scale.memory / GB, f"{of_memory(scale.memory)}", fontsize=7.5, color="#777777", va="bottom"
     )
     if scale.checks:
         tokens.plot([], [], "o", color="#777777", ms=6, label="measured")
-    if any(not scale.fits(p) for curve in scale.curves for p in curve.points):
+    if any(_outgrows(scale, curve) for curve in scale.curves):
         tokens.plot([], [], "x", color="#777777", ls=(0, (2, 2)), ms=8, mew=2, label="does not fit beyond")
     for panel in (memory, total):
         panel.set_xlabel("length of the video")
