@@ -1,9 +1,10 @@
 """The paper's seven metrics as their authors publish them: their code, their weights, or nothing.
 
 Each runs the published package; what is here hands frames over and takes scores per frame or window back.
-Which of them were tried with the authors' weights: none, for want of the weights. MUSIQ, the LAION head, AMT,
-RAFT and ViCLIP were run through their packages with random weights, and agree with the packages' own ways in;
-anatomy and identity run on CUDA alone, from a checkout of VBench-2.0, and were tried against stand-ins only.
+None of them was tried with its authors' weights, for want of those. MUSIQ, the LAION head, AMT, RAFT and
+ViCLIP were run through their packages (pyiqa 0.1.16, vbench 0.1.5) with random weights, and their scores are
+those of VBench's own functions; of RAFT that is a verdict only, which was 0 throughout. Anatomy and identity
+run on CUDA alone, from a checkout of VBench-2.0, and were tried against stand-ins only.
 
 Legend: N frames, H W pixels, K windows.
 """
