@@ -141,7 +141,7 @@ def test_clips_of_another_length_than_the_worlds_are_not_beyond_it() -> None:
 def test_frames_without_a_score_are_left_out_and_clips_with_few_are_counted() -> None:
     nan = float("nan")
     found = measured(
-        suite(scored("a", [nan, 1, 1, 3], [nan, nan, nan, 5], [nan] * 4, [1.0, 1, 1, 1])), METRICS
+        suite(scored("a", [1, nan, 1, 3], [nan, nan, nan, nan, 5], [nan] * 4, [1.0, 1, 1, 1])), METRICS
     )
     assert found.measures["value", "sharpness"].samples[0] == pytest.approx([5 / 3, nan, nan, 1], nan_ok=True)
     assert found.measures["drift", "sharpness"].samples[0, 0] == 2  # of the three that there are

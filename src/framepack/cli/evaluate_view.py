@@ -126,7 +126,7 @@ def score_videos(given: Sequence[Path], metrics: Sequence[str], device: str, *, 
         InputError: no videos, one that cannot be read, or a metric that cannot be computed.
     """
     from framepack.evaluation.score import ALL, Scorer, subject_of, value_of
-    from framepack.metrics.drift import drift
+    from framepack.metrics.drift import drift_of
     from framepack.models.device import pick_device
 
     videos = _videos_in(given)
@@ -138,9 +138,8 @@ def score_videos(given: Sequence[Path], metrics: Sequence[str], device: str, *, 
             subject = subject_of(video)
             scores = {}
             for name, values in scorer(subject).items():
-                found = [value for value in values if math.isfinite(value)]
-                moved = drift(found).absolute if len(found) > 1 else None
-                scores[name] = {"value": value_of(values) if found else None, "drift": moved}
+                found = {"value": value_of(values), "drift": drift_of(values)}
+                scores[name] = {key: score if math.isfinite(score) else None for key, score in found.items()}
             told.append(
                 {"video": str(video), "frames": len(subject.frames), "fps": subject.fps, "scores": scores}
             )

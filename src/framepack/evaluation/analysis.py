@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from framepack.errors import UnknownNameError
 from framepack.evaluation.results import RowResult, SuiteResult
 from framepack.metrics.bootstrap import bootstrap_means
-from framepack.metrics.drift import drift
+from framepack.metrics.drift import drift_of
 from framepack.metrics.significance import FEWEST, family_p
 
 Floats = NDArray[np.float64]
@@ -29,6 +29,8 @@ LEVEL = 0.05
 """Of chance, for a difference to be claimed: over all pairs of rows and all metrics of a kind together."""
 BASELINE = "vanilla"
 REVISIT = "revisit error"
+LEAST = 0.25
+"""Share of a video's frames that must have scores: a shape may be out of view for a while."""
 BINS = 5
 """At most, of frames away."""
 
@@ -268,21 +270,17 @@ def _samples(
                     lost[n, metric] = lost.get((n, metric), 0) + 1
                     continue
                 parts["value"][at] = scored.mean()
-                parts["drift"][at] = _drift_of(scored)
+                parts["drift"][at] = drift_of(values)
                 if truth is not None and n != reference and len(truth) == len(values):
-                    parts["beyond"][at] = _drift_of(_scored(values - truth))
+                    parts["beyond"][at] = drift_of(values - truth)
         found |= {(kind, metric): part for kind, part in parts.items() if not np.isnan(part).all()}
     return {key: found[key] for kind in kinds for key in found if key[0] == kind}, lost
 
 
 def _scored(values: Floats) -> Floats:
-    """The finite ones; none, where they are not at least half."""
+    """The finite ones; none, where they are fewer than `LEAST` of all."""
     kept = values[np.isfinite(values)]
-    return kept if 2 * len(kept) >= len(values) else kept[:0]
-
-
-def _drift_of(values: Floats) -> float:
-    return drift(values).absolute if len(values) > 1 else np.nan
+    return kept if len(kept) >= LEAST * len(values) else kept[:0]
 
 
 def _revisits(result: SuiteResult) -> tuple[Floats, list[tuple[str, Floats]]]:

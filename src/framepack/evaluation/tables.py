@@ -129,7 +129,7 @@ def kind_table(found: Measured, kind: str) -> Table:
     for (row, _), count in found.lost.items():
         lost[row] = max(lost.get(row, 0), count)
     notes += [
-        f"{found.name(row)}: up to {count} clips left out for lack of scores in most of their frames"
+        f"{found.name(row)}: up to {count} clips left out, with scores in too few of their frames"
         for row, count in lost.items()
     ]
     arrow = (lambda m: BETTER[m.better]) if kind == "value" else (lambda m: "")
