@@ -43,8 +43,8 @@ class Budget:
 
 BUDGETS: dict[str, Budget] = {
     # 20 and 90 minutes on two CPU cores for the suite of rivals.
-    "quick": Budget(samples=960, cached=128, clips=8, revisits=4),
-    "reduced": Budget(samples=6400, cached=384, clips=40, revisits=16),
+    "quick": Budget(samples=640, cached=128, clips=8, revisits=4),
+    "reduced": Budget(samples=4000, cached=384, clips=40, revisits=16),
     # For a GPU.
     "full": Budget(samples=200_000, cached=8192, clips=128, revisits=64, sections=40, steps=8),
 }
