@@ -307,9 +307,7 @@ def _assumptions(
         "prompts of as many tokens as the encoders give at most",
     ]
     if cost.attention_varies:
-        lines.append(
-            "memory has a hump: on this CPU, attention keeps its probabilities up to 2,048 tokens"
-        )
+        lines.append("memory has a hump: on this CPU, attention keeps its probabilities up to 2,048 tokens")
     if spec.pyramid is not None:
         lines.append("every step at full size: the lower stages of its pyramid take less")
     if not carried:
