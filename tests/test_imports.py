@@ -138,7 +138,13 @@ PUBLIC = {
 
 INTERNAL = {
     "framepack.errors": ["first_line"],
-    "framepack.packing.schedule": ["check_grid", "context_tensor_tokens", "read_levels", "released"],
+    "framepack.packing.schedule": [
+        "check_grid",
+        "context_tensor_tokens",
+        "read_levels",
+        "released",
+        "unpacked",
+    ],
     "framepack.planning.method": ["NamedMethod", "method_from_spec"],
     "framepack.planning.prompts": ["script_of"],
     "framepack.planning.script": ["Turn"],

@@ -69,6 +69,7 @@ def suite_of(model: Path, **changes) -> Suite:
         rows=rows,
         budget=TINY,
         model=str(model),
+        digest="",
         size=(32, 32),
         frames=FEWEST,
         seed=0,
@@ -172,6 +173,7 @@ def test_more_clips_are_added_and_other_settings_refused(suite, tmp_path):
     assert before.stat().st_mtime_ns == stamp
     for changed, told in (
         ({"seed": 1}, "other seed"),
+        ({"digest": "of other weights"}, "other weights"),
         ({"budget": replace(TINY, steps=2)}, "other budget"),
         ({"rows": (replace(suite.rows[0], settings=("rate=1",)),)}, "other row 'vanilla'"),
     ):

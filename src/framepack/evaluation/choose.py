@@ -87,6 +87,7 @@ def chosen(choice: Choice) -> tuple[Suite, tuple[str, ...], dict[str, str]]:
         rows=tuple(row for row in rows if not choice.only or row.name in choice.only),
         budget=budget,
         model=choice.model,
+        digest=bundle.digest,
         size=bundle.spec.buckets[0],
         frames=frames,
         seed=choice.seed,

@@ -99,9 +99,8 @@ def users_clips(folder: Path, count: int) -> list[Asked]:
 def through_codec(bundle: Bundle, drawn: NDArray[np.uint8], batch: int = 16) -> NDArray[np.uint8]:
     """(N, H, W, 3) encoded and decoded: the best that a generator of latents could do."""
     codec, parts = bundle.codec, []
-    parameter = next(codec.parameters())
     for start in range(0, len(drawn), batch):
         pixels = torch.from_numpy(drawn[start : start + batch]).permute(3, 0, 1, 2)[None]
-        video = pixels.to(parameter.device, parameter.dtype) / 127.5 - 1
+        video = pixels.float() / 127.5 - 1
         parts.append(to_uint8(codec.decode(codec.encode(video))[0]).cpu().numpy())
     return np.concatenate(parts)

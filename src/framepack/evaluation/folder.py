@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -98,19 +99,20 @@ def link_others(folder: Path, suite: Suite) -> None:
                 link.symlink_to(videos[name].resolve())
 
 
-def _differing(held: object, wanted: dict[str, object]) -> list[str]:
+def _differing(held: Any, wanted: dict[str, Any]) -> list[str]:
     """Fields in which a card is of another suite: more clips, and further rows, are the same one."""
     if not isinstance(held, dict):
         return ["form"]
     found = [name for name in wanted if name not in ("budget", "rows") and held.get(name) != wanted[name]]
-    budgets = [{k: v for k, v in dict(each["budget"]).items() if k not in GROWS} for each in (held, wanted)]  # type: ignore[call-overload]
+    budgets = [
+        {name: value for name, value in each.get("budget", {}).items() if name not in GROWS}
+        for each in (held, wanted)
+    ]
     if budgets[0] != budgets[1]:
         found.append("budget")
     rows = {row["name"]: row for row in held.get("rows", [])}
     found += [
-        f"row '{row['name']}'"
-        for row in wanted["rows"]  # type: ignore[attr-defined]
-        if row["name"] in rows and rows[row["name"]] != row
+        f"row '{row['name']}'" for row in wanted["rows"] if row["name"] in rows and rows[row["name"]] != row
     ]
     return found
 

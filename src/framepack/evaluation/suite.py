@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.conditioning.words import WordConditioner
@@ -35,7 +36,8 @@ TAUGHT = "row"
 class Suite:
     """What is compared, and on what.
 
-    name, title: see ``recipes.lab``. model: name or folder of the checkpoint that all rows begin from.
+    name, title: see ``recipes.lab``. model: name or folder of the checkpoint that all rows begin from;
+        digest: of its weights.
     size: (height, width) in px. frames: of a clip. seed: of training and of every clip's noise.
     metrics: names of those that can be computed here.
     prompts: folder of a user's own pictures and prompts, in place of the procedural world.
@@ -48,6 +50,7 @@ class Suite:
     rows: tuple[Row, ...]
     budget: Budget
     model: str
+    digest: str
     size: tuple[int, int]
     frames: int
     seed: int
@@ -89,7 +92,7 @@ class Suite:
         count = self.budget.clips if of == CLIPS else self.budget.revisits
         return [NAMES[of].format(number) for number in range(count)]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain values: all that decides the result."""
         rows = [
             {"name": r.name, "method": r.method.to_json(), "settings": list(r.settings), "weights": r.weights}
@@ -99,6 +102,7 @@ class Suite:
         return {
             "suite": self.name,
             "model": self.model,
+            "weights": self.digest,
             "size": list(self.size),
             "frames": self.frames,
             "seed": self.seed,
