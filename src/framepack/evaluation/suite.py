@@ -169,8 +169,9 @@ def _config(suite: Suite, row: Row, network: NetworkConfig, codec: str, steps: i
         section_size=method.section_size,
         seed=suite.seed,
         processes=1,
-        micro=BATCH // 2,
-        draws=2,
+        # Eight clips of full history at once would take 7 GB.
+        micro=BATCH // 4,
+        draws=4,
         rate=1e-3,
         warmup=20,
         ema=0.98,
