@@ -17,7 +17,7 @@ from framepack.evaluation.gather import count_told, gather
 from framepack.evaluation.results import RowResult
 from framepack.evaluation.revisit import FEWEST
 from framepack.evaluation.run import agenda, carry_out
-from framepack.evaluation.suite import REFERENCE, Suite, train_config
+from framepack.evaluation.suite import FORGOTTEN, REFERENCE, Suite, train_config
 from framepack.evaluation.worker import Worker
 from framepack.models.loading import load_bundle
 from framepack.packing.schedule import HUNYUAN_BASE
@@ -106,8 +106,10 @@ def test_every_row_is_made_and_scored(suite, tmp_path):
         "train f1",
     ]
     found = result_of(suite, tmp_path)
-    assert [row.name for row in found.rows] == [REFERENCE, "vanilla", "+D", "noised", "f1"]
-    for row in found.rows:
+    assert [row.name for row in found.rows] == [REFERENCE, FORGOTTEN, "vanilla", "+D", "noised", "f1"]
+    assert found.rows[1].finished and not found.rows[1].clips and len(found.rows[1].revisits) == 1
+    assert found.rows[1].revisits[0].error > found.rows[0].revisits[0].error
+    for row in (found.rows[0], *found.rows[2:]):
         assert row.finished and len(row.clips) == 2 and len(row.revisits) == 1, row.name
         for clip in row.clips:
             assert set(clip.values) == set(METRICS) and all(len(v) == FEWEST for v in clip.values.values())
@@ -121,7 +123,7 @@ def test_every_row_is_made_and_scored(suite, tmp_path):
     clips = [pictures_of(rows[name].clips[0].video) for name in ("vanilla", "noised")]
     assert not look_alike(*clips)
     assert run(suite, tmp_path) == []
-    assert count_told(suite, tmp_path) == 5 * 3
+    assert count_told(suite, tmp_path) == 5 * 3 + 1
     assert not any(path.name.startswith(".") for path in row_folder(tmp_path, "f1").rglob("*"))
 
 
@@ -154,7 +156,7 @@ def test_stopped_and_gone_on_equals_uninterrupted(suite, tmp_path, monkeypatch):
             break
         except Stopped:
             continue
-    whole, cut = (result_of(suite, tmp_path / name).rows[1] for name in ("whole", "cut"))
+    whole, cut = (result_of(suite, tmp_path / name).rows[2] for name in ("whole", "cut"))
     assert len(calls) > len(set(calls)) and cut.finished
     assert_same(whole, cut)
 
@@ -166,7 +168,7 @@ def test_more_clips_are_added_and_other_settings_refused(suite, tmp_path):
     stamp = before.stat().st_mtime_ns
     more = replace(suite, budget=replace(TINY, clips=3))
     assert run(more, tmp_path) == ["make the world", "make vanilla"]
-    assert before.stat().st_mtime_ns == stamp and count_told(more, tmp_path) == 8
+    assert before.stat().st_mtime_ns == stamp and count_told(more, tmp_path) == 9
     # A further metric scores the videos that are there.
     scored = replace(more, metrics=(*METRICS, "colour-shift"))
     assert set(run(scored, tmp_path)) == {"make the world", "make vanilla"}
@@ -189,7 +191,7 @@ def test_what_is_not_finished_says_so(suite, tmp_path):
     claim(tmp_path, suite)
     found = result_of(suite, tmp_path)
     assert not any(row.finished for row in found.rows)
-    assert [row.wanted for row in found.rows] == [2] * 5
+    assert [row.wanted for row in found.rows] == [2, 0, 2, 2, 2, 2]
     assert agenda(suite, tmp_path, 2).left > 5
 
 
@@ -217,7 +219,7 @@ def test_two_workers_make_what_one_makes(suite, tmp_path):
     claim(tmp_path / "two", suite)
     carry_out(suite, tmp_path / "two", ("cpu", "cpu"), Silent())
     one, two = (result_of(suite, tmp_path / name) for name in ("one", "two"))
-    for first, second in zip(one.rows, two.rows, strict=True):
+    for first, second in zip((one.rows[0], *one.rows[2:]), (two.rows[0], *two.rows[2:]), strict=True):
         assert_same(first, second)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from framepack.evaluation.folder import TOLD, row_folder
 from framepack.evaluation.results import ClipScores, Revisit, RowResult, SuiteResult
-from framepack.evaluation.suite import CLIPS, REFERENCE, REVISITS, Suite
+from framepack.evaluation.suite import CLIPS, FORGOTTEN, REFERENCE, REVISITS, Suite
 from framepack.recipes.rows import Row
 
 
@@ -20,8 +20,13 @@ def gather(
     """Every row as far as it is, the reference first."""
     rows = []
     if suite.world:
-        note = "the same scenes drawn by the world, through the codec"
-        rows.append(_row(suite, out, Row(name=REFERENCE, method=suite.rows[0].method), note, reference=True))
+        notes = {
+            REFERENCE: "the same scenes drawn by the world, through the codec",
+            FORGOTTEN: "the same without what is to come back",
+        }
+        for name, note in list(notes.items())[: 2 if suite.budget.revisits else 1]:
+            drawn = Row(name=name, method=suite.rows[0].method)
+            rows.append(_row(suite, out, drawn, note, reference=True))
     rows += [_row(suite, out, row, row.note) for row in suite.rows]
     rows += [_others(suite, out, name) for name, _ in suite.others]
     return SuiteResult(
@@ -58,7 +63,8 @@ def _row(suite: Suite, out: Path, row: Row, note: str, *, reference: bool = Fals
         notation="" if reference else str(row.method),
         note=note,
         clips=tuple(_scores(folder, name, record) for name, record in scores.items()),
-        wanted=suite.budget.clips,
+        wanted=0 if row.name == FORGOTTEN else suite.budget.clips,
+        walks=len(suite.names(REVISITS)) if suite.world else 0,
         revisits=tuple(_revisit(out, folder, name, record) for name, record in returns.items()),
         training=training,
         cost=cost,

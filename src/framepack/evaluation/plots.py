@@ -154,16 +154,18 @@ def _panels(
     ticks: Sequence[str] | None = None,
 ) -> Figure:
     """A panel for each line; behind it, thin, those that it is to be seen against."""
-    shown = [line for line in lines if not _is(found, line, found.reference)] or list(lines)
+    references = [row.name for row in found.rows if row.reference]
+    shown = [line for line in lines if line.name not in references] or list(lines)
     columns = min(COLUMNS, len(shown))
     down = math.ceil(len(shown) / columns)
     figure = _figure(down * 1.45 + 0.75)
     all_axes = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    named = references if found.against is None else [*references, found.name(found.against)]
     behind = [
         (line, style)
-        for number, style in ((found.reference, (0, (4, 2))), (found.against, (0, (1, 1.2))))
+        for name, style in zip(reversed(named), ((0, (1, 1.2)), (0, (4, 2)), (0, (5, 1, 1, 1))), strict=False)
         for line in lines
-        if _is(found, line, number)
+        if line.name == name
     ]
     for axes, line in zip(all_axes, shown, strict=False):
         _dress(axes)
@@ -190,10 +192,6 @@ def _panels(
     _text(figure.supylabel, ylabel, fontsize=LETTERS, color=INK)
     figure.supxlabel(xlabel, fontsize=LETTERS, color=INK)
     return figure
-
-
-def _is(found: Measured, line: Line, number: int | None) -> bool:
-    return number is not None and found.name(number) == line.name
 
 
 def _legend(found: Measured, figure: Figure, verb: str, behind: Sequence[tuple[Line, Any]] = ()) -> None:

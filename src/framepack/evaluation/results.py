@@ -47,7 +47,7 @@ class RowResult:
     """One row of a suite.
 
     name: for people. notation: the method in the paper's string. note: one line on what it is.
-    clips, revisits: what is there. wanted: clips that the row is to have in the end.
+    clips, revisits: what is there. wanted, walks: how many of them the row is to have in the end.
     training: (finished steps, all steps) of its fine-tune; None for a row without.
     cost: by name, such as ``training_seconds``, ``generating_seconds`` (of all its clips and revisits),
         ``samples``, ``context_tokens``.
@@ -61,6 +61,7 @@ class RowResult:
     note: str = ""
     clips: tuple[ClipScores, ...] = ()
     wanted: int = 0
+    walks: int = 0
     revisits: tuple[Revisit, ...] = ()
     training: tuple[int, int] | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +71,8 @@ class RowResult:
     @property
     def finished(self) -> bool:
         """Whether all of the row is there."""
-        return len(self.clips) >= self.wanted and (self.training is None or len(set(self.training)) == 1)
+        made = len(self.clips) >= self.wanted and len(self.revisits) >= self.walks
+        return made and (self.training is None or len(set(self.training)) == 1)
 
 
 @dataclass(frozen=True, kw_only=True)

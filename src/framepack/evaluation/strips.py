@@ -48,7 +48,7 @@ def drift_measure(found: Measured, metric: str | None = None) -> Measure | None:
 def row_strips(found: Measured, row: int, measure: Measure) -> Iterator[Strip]:
     """The clips of a row that drift least, at the median and most; fewer where there are fewer videos."""
     videos, names = _videos(found, row), _clips(found)
-    if row == found.reference:
+    if found.rows[row].reference:
         return
     numbers = [n for n, name in enumerate(names) if name in videos and np.isfinite(measure.samples[row, n])]
     numbers.sort(key=lambda n: measure.samples[row, n])
@@ -80,7 +80,7 @@ def revisit_strips(found: Measured, row: int) -> Iterator[Strip]:
     ]
     walks = [walk for walk in walks if np.isfinite(walk.error).all()]
     walks.sort(key=lambda walk: float(np.mean(walk.error)))
-    if row == found.reference:
+    if found.rows[row].reference:
         return
     for place, which in _chosen(range(len(walks))):
         walk = walks[place]

@@ -20,9 +20,12 @@ from framepack.recipes.lab import Bench
 from framepack.recipes.override import override
 from framepack.recipes.rows import Row
 from framepack.training.config import NetworkConfig, TrainConfig
+from framepack.training.draw import DrawConfig
 from framepack.training.network import network_of
 
 REFERENCE = "the world"
+FORGOTTEN = "nothing remembered"
+"""Drawn by the world without landmarks: what revisits come to if none comes back."""
 SAVE_EVERY = 40
 """Steps of a fine-tune that a stop loses at most."""
 PANORAMAS = 0.5
@@ -82,6 +85,8 @@ class Suite:
             yield row, CLIPS, self.names(CLIPS)
             if self.world:
                 yield row, REVISITS, self.names(REVISITS)
+        if self.world and self.budget.revisits:
+            yield FORGOTTEN, REVISITS, self.names(REVISITS)
         for row, _ in self.others:
             yield row, CLIPS, self.names(CLIPS)
 
@@ -175,6 +180,8 @@ def _config(suite: Suite, row: Row, network: NetworkConfig, codec: str, steps: i
         rate=1e-3,
         warmup=20,
         ema=0.98,
+        # What is tested: long videos from a picture.
+        draw=DrawConfig(image=1.0, end=0.0, middle=0.0, short=0.1),
         save_every=SAVE_EVERY,
         sheet_every=0,
     )

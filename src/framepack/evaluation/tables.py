@@ -78,6 +78,8 @@ def state(row: RowResult) -> str:
         parts.append(f"training, {row.training[0]:,} of {row.training[1]:,} steps")
     if row.clips or not parts:
         parts.append(f"{len(row.clips)} of {row.wanted} clips")
+        if row.walks:
+            parts.append(f"{len(row.revisits)} of {row.walks} walks")
     return "; ".join(parts)
 
 

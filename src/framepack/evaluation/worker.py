@@ -19,7 +19,7 @@ from framepack.evaluation.clips import Asked, through_codec
 from framepack.evaluation.folder import TOLD, TRAINED, row_folder
 from framepack.evaluation.revisit import revisits
 from framepack.evaluation.score import Scorer, subject_of
-from framepack.evaluation.suite import CLIPS, REFERENCE, TAUGHT, Suite, is_world, train_config
+from framepack.evaluation.suite import CLIPS, FORGOTTEN, REFERENCE, TAUGHT, Suite, is_world, train_config
 from framepack.generation.events import Finished
 from framepack.generation.manifest import write_file
 from framepack.generation.prepare import prepare
@@ -134,9 +134,10 @@ class Worker:
 
     def _make(self, name: str, asked: Asked, number: int, video: Path) -> int:
         """Write a row's video of a clip; returns the tokens of its context."""
-        if name == REFERENCE:
+        if name in (REFERENCE, FORGOTTEN):
             assert asked.scene is not None
-            drawn = asked.scene.render(range(self.suite.frames), *self.suite.size)
+            scene = asked.scene if name == REFERENCE else replace(asked.scene, landmarks=())
+            drawn = scene.render(range(self.suite.frames), *self.suite.size)
             shown = through_codec(self._bundle(None), drawn)
             write_video(video, iter(shown), self._bundle(None).spec.fps)
             return 0
