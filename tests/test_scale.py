@@ -156,7 +156,7 @@ def hunyuan(**changes) -> Architecture:
         "num_attention_heads": 2,
         "attention_head_dim": 32,
         "num_layers": 1,
-        "num_single_layers": 3,
+        "num_single_layers": 2,
         "num_refiner_layers": 1,
         "mlp_ratio": 2.0,
         "text_embed_dim": 16,
@@ -199,10 +199,14 @@ def really(architecture: Architecture, shape: Shape, batch: int, timestep: float
 
 CASES = {
     "wan": (wan(), 1, None),
-    "wan, both branches, aligned, history at 0": (wan(aligned=True, in_channels=14), 2, 0.0),
-    "wan, isolated": (wan(isolated_history=True), 1, 0.0),
-    "hunyuan": (hunyuan(), 1, None),
-    "hunyuan, isolated": (hunyuan(isolated_history=True, image_condition_type="token_replace"), 1, 0.0),
+    "wan, both branches, aligned, history at 0": (wan(aligned=True, in_channels=14, num_layers=2), 2, 0.0),
+    "wan, isolated": (wan(isolated_history=True, num_layers=2), 1, 0.0),
+    "hunyuan": (hunyuan(num_single_layers=3), 1, None),
+    "hunyuan, isolated": (
+        hunyuan(num_single_layers=1, isolated_history=True, image_condition_type="token_replace"),
+        1,
+        0.0,
+    ),
 }
 
 
@@ -228,7 +232,7 @@ def test_foretold_operations_are_those_that_run(case):
     assert found.first == pytest.approx(real[0], rel=1e-6)
     assert found.later == pytest.approx(real[1], rel=1e-6)
     assert (found.first[0] > found.later[0]) == cost.isolated
-    assert [cost.count(shape).peak for shape in shapes] == pytest.approx(real[2], rel=0.02)
+    assert cost.count(packed).peak == pytest.approx(real[2, 0], rel=0.02)
     assert cost.peaks(np.array([11])) == pytest.approx(real[2, 1], rel=0.02)
 
 
@@ -242,7 +246,7 @@ def test_attention_is_told_apart():
 def test_memory_is_foretold_beyond_what_is_counted():
     """Bytes of lengths that nothing was counted at; with a cache, its keys and values of every block."""
     cost = SectionCost(wan(), GRID, section=3, dtype=torch.float32, device=CPU, isolated=True)
-    frames = np.array([700, 5000, 60_000, 200_000])
+    frames = np.array([700, 60_000])
     counted = [cost.count(cost.plain(3, int(n))) for n in frames]
     assert cost.peaks(frames) == pytest.approx([count.peak for count in counted], rel=0.01)
     assert [count.cached for count in counted] == [3 * 2 * 32 * 4 * 15 * int(n) for n in frames]
