@@ -217,11 +217,15 @@ def test_a_killed_process_leaves_whole_fragments_and_the_next_goes_on(tmp_path: 
 def test_what_is_torn_is_cut_off(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject
 ) -> None:
-    """Cut anywhere, as a copy or a pipe leaves it."""
+    """Cut anywhere, as a copy or a pipe leaves it; also where libav cannot open what is left."""
     path = tmp_path_factory.mktemp("torn") / "v.mp4"
     path.write_bytes(whole)
     spans = found(path)
-    cut = data.draw(st.integers(spans[0].stop, len(whole)) | st.sampled_from([s.stop for s in spans]))
+    stops = [span.stop for span in spans]
+    few = st.builds(
+        lambda stop, more: min(stop + more, len(whole)), st.sampled_from(stops), st.integers(0, 40)
+    )
+    cut = data.draw(st.integers(stops[0], len(whole)) | few)
     path.write_bytes(whole[:cut])
     kept = [span for span in spans if span.stop <= cut]
     with GrowingVideo.resume(path, FPS, SETTINGS) as video:

@@ -148,8 +148,11 @@ class GrowingVideo:
             if at_most is not None and self.frames + fragment.frames > at_most:
                 break
             end, self.frames, self._number = fragment.stop, self.frames + fragment.frames, self._number + 1
+        # Of the beginning alone: some ways to be torn keep libav from opening the file at all.
+        file.seek(0)
+        beginning = io.BytesIO(file.read(whole[0].stop if whole else header.stop))
         try:
-            with av.open(str(path)) as container:
+            with av.open(beginning) as container:
                 rate = container.streams.video[0].average_rate
         except (av.FFmpegError, OSError, IndexError) as error:
             raise foreign from error
