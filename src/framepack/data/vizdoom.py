@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,10 @@ def maze(size: tuple[int, int]) -> Iterator[Maze]:
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_episode_timeout(0)
     game.set_episode_start_time(12)  # the screen has melted into the first view by then
-    game.init()
+    with tempfile.TemporaryDirectory() as folder:
+        # Else it writes its settings into the folder that it is started in.
+        game.set_doom_config_path(str(Path(folder) / "vizdoom.ini"))
+        game.init()
     try:
         yield Maze(game, size)
     finally:
