@@ -242,9 +242,7 @@ class LatentCache:
     def offsets(self, rng: np.random.Generator, clips: list[int], frames: int) -> list[int]:
         """A random start of so many frames in each clip; a panorama begins with the frame that shows all."""
         drawn = rng.integers(0, self.config.frames - frames + 1, len(clips)).tolist()
-        return [
-            0 if self.scene(clip).landmarks else offset for clip, offset in zip(clips, drawn, strict=True)
-        ]
+        return [0 if self.scene(clip).aside else offset for clip, offset in zip(clips, drawn, strict=True)]
 
     def latents(self, clips: list[int], frames: list[list[int]]) -> torch.Tensor:
         """Frames (one list a clip, of equal lengths) of clips of one size -> (B, C, N, h, w), float32."""

@@ -1,66 +1,49 @@
-"""Panoramas: the camera pans out and back, and what it left behind must be as it was.
+"""Panoramas: the camera pans away from a place and back, and the place must be as it was.
 
-A panorama's words tell of sky, ground and camera alone, so that who draws the way back has to remember the
-landmarks. All of them are in the first frame, so that it and the words still settle every frame that follows.
+At the edge of the first frame another ground begins. The camera leaves it behind and comes back to it; the
+words tell of the main ground and of the camera, and never of the other, so that who draws the way back has to
+remember it. It is in the first frame, so that this and the words still settle every frame that follows.
 """
 
 from __future__ import annotations
-
-from typing import TypeVar
 
 import numpy as np
 
 from framepack.conditioning.lexicon import SLOTS
 from framepack.data.drawing import GROUNDS, SKIES
-from framepack.data.world import PACE, PAN, Landmark, Motion, Scene, visible_colours
-
-T = TypeVar("T")
+from framepack.data.world import PACE, PAN, Motion, Scene
 
 BEAT = 6
 """Cameras turn at multiples of so many frames: at the end of a section of the bundled model, whose words
 then hold for all of it."""
+LEAVES = (8, 30)
+"""Frames after which the place is out of view, the least and the most."""
+WIDEST = 0.9
+"""Most of the first frame that it takes up, in widths."""
 SOONEST = 2
-"""A landmark is out of view for at least twice so many frames."""
+"""It is out of view for at least twice so many frames."""
+SHOWN = 12
+"""Frames at the end in which it is back, where there is time for it."""
 
 
 def sample_panorama(rng: np.random.Generator, frames: int, aspect: float = 1.0) -> Scene:
-    """Draw a panorama whose first landmark leaves the view and is back within ``frames``, if they are enough.
+    """Draw a panorama whose place leaves the view and is back within ``frames``, if they are enough.
 
-    It is away for anything from 4 frames to most of them; half of the panoramas have a second landmark.
+    It is away for anything from 4 frames to most of them.
     """
 
-    def pick(names: tuple[T, ...]) -> T:
+    def pick(names: tuple[str, ...]) -> str:
         return names[int(rng.integers(len(names)))]
 
     sky, ground = pick(tuple(SKIES)), pick(tuple(GROUNDS))
+    aside = pick(tuple(name for name in GROUNDS if name != ground))
     camera, pace = pick(SLOTS["camera"]), pick(tuple(PACE))
     step = abs(PAN[camera]) * PACE[pace]
-    radii = [float(rng.uniform(0.11, 0.14)) * min(1.0, aspect) for _ in range(1 + int(rng.random() < 0.5))]
-    # The first stands in the half that leaves the view, the second beside it.
-    places = {}
-    for turn in range(BEAT, frames, BEAT):
-        width = 2 * radii[0] / step  # in frames that pass while it goes by
-        first = max(width, 2 * turn + width - (frames - 1))
-        last = min((0.5 + radii[0]) / step, turn - SOONEST)
-        if first < last:
-            places[turn] = first * step - radii[0], last * step - radii[0]
-    turn = pick(tuple(places)) if places else max(1, frames // 2)
-    xs = [float(rng.uniform(*places.get(turn, (radii[0], 0.5))))]
-    xs += [float(rng.uniform(xs[0] + sum(radii), 1 - radius)) for radius in radii[1:]]
-    # White ones would have an outline of their own at night.
-    colours = [c for c in visible_colours(sky, ground) if c != "white"]
-    marks = tuple(
-        Landmark(
-            shape=pick(SLOTS["shape"]),
-            colour=pick(tuple(colours)),
-            radius=radius,
-            place=(
-                x if camera == "pan-right" else 1 - x,
-                float(rng.uniform(max(radius, 0.35 * aspect), 0.7 * aspect)),
-            ),
-        )
-        for x, radius in zip(xs, radii, strict=True)
-    )
+    first, last = LEAVES
+    leaves = int(rng.integers(first, min(last, int(WIDEST / step)) + 1))
+    latest = (frames - 1 - SHOWN + leaves) / 2
+    turns = [t for t in range(BEAT, frames, BEAT) if leaves + SOONEST <= t <= latest] or [max(1, frames // 2)]
+    border = leaves * step
     phases = [tuple(float(p) for p in rng.uniform(0, 1, 3)) for _ in range(2)]
     return Scene(
         shape="",
@@ -79,7 +62,8 @@ def sample_panorama(rng: np.random.Generator, frames: int, aspect: float = 1.0) 
         ),
         phases=(phases[0], phases[1]),  # type: ignore[arg-type]
         aspect=aspect,
-        landmarks=marks,
-        turn=turn,
+        aside=aside,
+        border=border if PAN[camera] > 0 else 1 - border,
+        turn=turns[int(rng.integers(len(turns)))],
         pace=pace,
     )

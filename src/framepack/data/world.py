@@ -2,9 +2,8 @@
 
 Motion is decided by words and the first frame alone: the shape moves at a constant speed on a torus
 a little larger than the frame, so it leaves on one side and returns on the other, and the hills
-repeat after one frame width. In a panorama no shape moves: the camera pans out and back, past landmarks
-that stand in the world, are all in its first frame, and do not repeat. Any frame of any scene can be
-rendered, however far in time.
+repeat after one frame width. In a panorama no shape moves: the camera pans away from another ground at
+the edge of its first frame, and back to it. Any frame of any scene can be rendered, however far in time.
 Lengths are in widths of the frame, y points down, times are frames at 8 a second.
 """
 
@@ -51,16 +50,6 @@ class Motion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Landmark:
-    """An outlined shape that stands in the world: at ``place`` (its centre) in a view that has not panned."""
-
-    shape: str
-    colour: str
-    radius: float
-    place: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scene:
     """One endless clip.
 
@@ -75,7 +64,8 @@ class Scene:
         disc: x, y, radius of sun and moon.
         phases: of the far and the near hills.
         aspect: height / width of the frames.
-        landmarks: go with the near hills, behind the shape. No words tell of them.
+        aside: another ground, on the side that the camera pans away from; "" is none. No words tell of it.
+        border: where it begins, in widths from the left of the first frame; it goes with the near hills.
         turn: the frame from which on the camera pans back; None: never. pace: of the camera, told where
             no shape has a speed.
     """
@@ -92,7 +82,8 @@ class Scene:
     disc: tuple[float, float, float]
     phases: tuple[tuple[float, float, float], tuple[float, float, float]]
     aspect: float = 1.0
-    landmarks: tuple[Landmark, ...] = ()
+    aside: str = ""
+    border: float = 0.0
     turn: int | None = None
     pace: str = ""
 
@@ -176,15 +167,29 @@ class Scene:
                 background, outline = self._background(fade, pan, height, width)
                 drawn = (fade, pan)
             out[n] = background
-            for mark in self.landmarks:
-                x, y = mark.place
-                _draw_shape(out[n], mark.shape, mark.colour, mark.radius, (x - self.pan(t), y), outline)
+            if self.aside:
+                self._draw_aside(out[n], t, fade, pan)
             if self.shape:
                 _draw_shape(out[n], self.shape, self.colour, self.radius, self.position(t), outline)
         return out
 
-    def _background(self, fade: float, pan: float, height: int, width: int):
-        """uint8 (height, width, 3) without the shape, and the colour (3,) of its outline."""
+    def _draw_aside(self, image: NDArray[np.uint8], t: int, fade: float, pan: float) -> None:
+        """The other ground, in place, under the same sky."""
+        height, width = image.shape[:2]
+        places = (np.arange(width) + 0.5) / width + self.pan(t)
+        there = places < self.border if PAN[self.camera] > 0 else places > self.border
+        if there.any():
+            beside = replace(self, ground=self.aside)
+            other, _ = beside._background(fade, pan, height, width, horizon=HILLS[self.ground][1])
+            image[:, there] = other[:, there]
+
+    def _background(
+        self, fade: float, pan: float, height: int, width: int, *, horizon: float | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """uint8 (height, width, 3) without the shape, and the colour (3,) of its outline.
+
+        horizon: height at which the sky ends, where it is not that of the far hills.
+        """
         colours, discs = palette(self.skies[0], self.ground, self.colour)
         if fade > 0:
             colours2, discs2 = palette(self.skies[1], self.ground, self.colour)
@@ -193,8 +198,8 @@ class Scene:
         x = (np.arange(width, dtype=np.float32) + 0.5) / width
         y = (np.arange(height, dtype=np.float32) + 0.5) / width
         far_height, far_base, near_height, near_base = HILLS[self.ground]
-        horizon = self.aspect * (1 - far_base)
-        ramp = np.clip(y / horizon, 0, 1)[:, None, None]
+        ends = self.aspect * (1 - (far_base if horizon is None else horizon))
+        ramp = np.clip(y / ends, 0, 1)[:, None, None]
         image = np.broadcast_to(top + ramp * (bottom - top), (height, width, 3)).copy()
         self._draw_disc(image, discs, sun)
         samples = 4 if self.ground == "city" else 2

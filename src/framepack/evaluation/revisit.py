@@ -1,7 +1,7 @@
 """Whether what leaves the view comes back as it was: forgetting, measured where the world knows the truth.
 
-In a panorama of the procedural world the camera pans out and back; the landmarks are in the first frame and
-in no word of the prompt, so that only memory brings them back.
+In a panorama of the procedural world the camera pans away from another ground and back to it; that is in the
+first frame and in no word of the prompt, so that only memory brings it back.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from numpy.typing import NDArray
 
 from framepack.data.latents import PANORAMA
 from framepack.data.panorama import sample_panorama
-from framepack.data.world import FPS, Scene
+from framepack.data.world import FPS, PAN, Scene
 from framepack.errors import InputError
 from framepack.evaluation.results import Revisit
 from framepack.metrics.colour import difference
 from framepack.planning.script import Cue, Script
 from framepack.training.check import HELD_OUT
 
-FEWEST = 49
-"""Frames in which a landmark can leave at either pace and be back."""
-HALF, WHOLE = 0.5, 0.97
-"""Shares of a landmark in view, from which on it is compared, and with which it is all back."""
+FEWEST = 56
+"""Frames in which every place can leave the view and be back."""
+STRIP = 1 / 8
+"""Of the width: what is compared lies in such a strip at the side from which it comes back."""
+HALF = 0.5
+"""Share of the strip's columns in which it must be."""
 
 
 @dataclass(frozen=True)
 class Return:
-    """A landmark that is back: in ``box`` of frame ``at``, ``away`` frames after it was last in view."""
+    """A place that is back: in ``box`` of frame ``at``, of which the newest column was last in view ``away``
+    frames before."""
 
     at: int
     away: int
@@ -37,14 +40,14 @@ class Return:
 
 
 def revisit_scenes(count: int, frames: int, size: tuple[int, int]) -> list[Scene]:
-    """Panoramas of ``size`` (H, W) never trained on, in each of which a landmark is back within ``frames``.
+    """Panoramas of ``size`` (H, W) never trained on, in each of which the place is back within ``frames``.
 
     Raises:
         InputError: frames too few for that.
     """
     if frames < FEWEST:
         raise InputError(
-            f"{frames} frames: a landmark takes {FEWEST} to leave the view and be back; ask for more"
+            f"{frames} frames: a place takes up to {FEWEST} to leave the view and be back; ask for more"
         )
     rngs = (np.random.default_rng([HELD_OUT, index, PANORAMA]) for index in range(count))
     return [sample_panorama(rng, frames, size[0] / size[1]) for rng in rngs]
@@ -66,11 +69,11 @@ def prompt_of(scene: Scene, frames: int, fps: float = FPS) -> str:
 
 
 def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revisit:
-    """How far landmarks that are back in view are from what the world shows there.
+    """How far a place that is back in view is from what the world shows there.
 
-    Each landmark is compared in the frames in which it comes back: from the first that shows half of it up to
-    the first that shows all. The error is the mean over the landmark's box of the distance in CIE Lab from
-    the world's own frame; about 2 is just visible, and a colour lost to what is behind it is 30 or more.
+    It is compared in every frame of the way back, in the strip of columns that came into view last. The error
+    is the mean over the strip, as high as the place, of the distance in CIE Lab from the world's own frame;
+    about 2 is just visible, and another ground is 10 to 40.
 
     Args:
         frames: uint8 (N, H, W, 3) of the scene from its start.
@@ -115,19 +118,16 @@ def view_revisits(frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]], *
 
 
 def returns(scene: Scene, frames: int, size: tuple[int, int]) -> Iterator[Return]:
-    """Where and when landmarks come back within so many frames of ``size`` (H, W), landmark by landmark."""
+    """Where and when the other ground of a panorama comes back within so many frames of ``size`` (H, W)."""
+    if scene.turn is None:
+        return
     drawn = scene.render(range(frames), *size)
-    for n in range(len(scene.landmarks)):
-        others = scene.landmarks[:n] + scene.landmarks[n + 1 :]
-        marked = (drawn != replace(scene, landmarks=others).render(range(frames), *size)).any(axis=-1)
-        share = marked.sum(axis=(1, 2)) / marked[0].sum()
-        last: int | None = None  # in view before it left; None while it has not left, or is all back
-        for at in range(1, frames):
-            if share[at - 1] > 0 and share[at] == 0:
-                last = at - 1
-            if last is not None and share[at] >= HALF:
-                rows, columns = (np.flatnonzero(marked[at].any(axis=axis)) for axis in (1, 0))
-                box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-                yield Return(at=at, away=at - last, box=box)
-                if share[at] >= WHOLE:
-                    last = None
+    marked = (drawn != replace(scene, aside="").render(range(frames), *size)).any(axis=-1)
+    strip = max(2, round(STRIP * size[1]))
+    # The camera goes back to the side that it came from.
+    columns = slice(0, strip) if PAN[scene.camera] > 0 else slice(size[1] - strip, size[1])
+    for at in range(scene.turn + 1, min(frames, 2 * scene.turn + 1)):
+        there = marked[at][:, columns]
+        if there.any(axis=0).mean() >= HALF:
+            rows = np.flatnonzero(there.any(axis=1))
+            yield Return(at=at, away=2 * (at - scene.turn), box=(slice(rows[0], rows[-1] + 1), columns))

@@ -25,7 +25,7 @@ from framepack.training.network import network_of
 
 REFERENCE = "the world"
 FORGOTTEN = "nothing remembered"
-"""Drawn by the world without landmarks: what revisits come to if none comes back."""
+"""Drawn by the world without what is to come back: what revisits come to if it does not."""
 SAVE_EVERY = 40
 """Steps of a fine-tune that a stop loses at most."""
 PANORAMAS = 0.5

@@ -136,7 +136,7 @@ class Worker:
         """Write a row's video of a clip; returns the tokens of its context."""
         if name in (REFERENCE, FORGOTTEN):
             assert asked.scene is not None
-            scene = asked.scene if name == REFERENCE else replace(asked.scene, landmarks=())
+            scene = asked.scene if name == REFERENCE else replace(asked.scene, aside="")
             drawn = scene.render(range(self.suite.frames), *self.suite.size)
             shown = through_codec(self._bundle(None), drawn)
             write_video(video, iter(shown), self._bundle(None).spec.fps)
