@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from framepack.cli import main
-from framepack.codecs.frame import FrameAutoencoder
 from framepack.data.fingerprint import module_digest
 from framepack.data.latents import CacheConfig, LatentCache, build_cache
 from framepack.errors import InputError, ModelError
@@ -29,7 +28,7 @@ from framepack.recipes.bundled import bundled
 from framepack.recipes.override import override
 from framepack.training.codebook import fit_codebook, pixels_of
 from framepack.training.loop import train
-from tiny import BASE, CHANNELS, SECTION, SIZE, save_tiny, tiny_bundle
+from tiny import BASE, CHANNELS, SECTION, SIZE, save_tiny, tiny_bundle, tiny_codec
 
 GRID = (4, 4)
 
@@ -240,14 +239,7 @@ def test_discretised_history_needs_a_codebook(tmp_path, monkeypatch, capsys):
 
 def test_training_fits_a_codebook_and_saves_it_with_the_model(tmp_path):
     torch.manual_seed(0)
-    codec = FrameAutoencoder(
-        channels=4,
-        stride=16,
-        encoder_widths=(8, 8),
-        encoder_blocks=(1, 1),
-        decoder_widths=(8, 8),
-        decoder_blocks=(1, 1),
-    )
+    codec = tiny_codec(stride=16)
     codec.save_pretrained(tmp_path / "codec")
     digest = module_digest(codec)
     cache = CacheConfig(clips=4, frames=20, sizes=((32, 32),), seed=0, codec=digest)

@@ -25,6 +25,7 @@ from framepack.training.config import NetworkConfig, TrainConfig
 from framepack.training.draw import draw_section
 from framepack.training.loop import train
 from framepack.training.methods import trained_methods
+from tiny import tiny_codec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASE, SECTION, FRAMES = (1, 1, 1), 6, 73
@@ -110,16 +111,8 @@ def test_another_base_has_rows_of_its_own_kernels():
 @pytest.fixture(scope="module")
 def codec_folder(tmp_path_factory):
     torch.manual_seed(0)
-    small = FrameAutoencoder(
-        channels=4,
-        stride=16,
-        encoder_widths=(8, 8),
-        encoder_blocks=(1, 1),
-        decoder_widths=(8, 8),
-        decoder_blocks=(1, 1),
-    )
     folder = tmp_path_factory.mktemp("codec")
-    small.save_pretrained(folder)
+    tiny_codec(stride=16).save_pretrained(folder)
     return folder
 
 

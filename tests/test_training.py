@@ -53,22 +53,14 @@ from framepack.training.masters import Masters
 from framepack.training.methods import trained_methods
 from framepack.training.network import build_modules, spec_of
 from framepack.training.objective import make_batch
-from tiny import save_tiny, tiny_bundle
+from tiny import save_tiny, tiny_bundle, tiny_codec
 
 
 @pytest.fixture(scope="module")
 def codec_folder(tmp_path_factory):
     torch.manual_seed(0)
-    small = FrameAutoencoder(
-        channels=4,
-        stride=16,
-        encoder_widths=(8, 8),
-        encoder_blocks=(1, 1),
-        decoder_widths=(8, 8),
-        decoder_blocks=(1, 1),
-    )
     folder = tmp_path_factory.mktemp("codec")
-    small.save_pretrained(folder)
+    tiny_codec(stride=16).save_pretrained(folder)
     return folder
 
 

@@ -53,6 +53,18 @@ def tiny_spec() -> ModelSpec:
     )
 
 
+def tiny_codec(stride: int = STRIDE) -> FrameAutoencoder:
+    """Of random weights, the next that there are."""
+    return FrameAutoencoder(
+        channels=CHANNELS,
+        stride=stride,
+        encoder_widths=(8, 8),
+        encoder_blocks=(1, 1),
+        decoder_widths=(8, 8),
+        decoder_blocks=(1, 1),
+    )
+
+
 @cache
 def tiny_bundle() -> Bundle:
     """The model in memory, the same weights on every call."""
@@ -72,14 +84,7 @@ def tiny_bundle() -> Bundle:
         aligned=True,
         prediction="sample",
     )
-    codec = FrameAutoencoder(
-        channels=CHANNELS,
-        stride=STRIDE,
-        encoder_widths=(8, 8),
-        encoder_blocks=(1, 1),
-        decoder_widths=(8, 8),
-        decoder_blocks=(1, 1),
-    )
+    codec = tiny_codec()
     conditioner = WordConditioner(words=VOCABULARY, width=16, length=8)
     for part in (transformer, codec, conditioner):
         part.eval().requires_grad_(False)

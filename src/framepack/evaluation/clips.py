@@ -6,6 +6,7 @@ OUT/clips/clip-000.png, clip-000.txt    so that other tools can be asked for the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from framepack.data.captions import caption
-from framepack.data.world import Scene, sample_scene
+from framepack.data.world import Scene
 from framepack.errors import InputError
 from framepack.evaluation.revisit import prompt_of, revisit_scenes
 from framepack.generation.decode import to_uint8
 from framepack.models.bundle import Bundle
-from framepack.training.check import HELD_OUT
+from framepack.training.check import HELD_OUT, held_out_scenes
 from framepack.video.images import read_image
 
 NAMES = {"clips": "clip-{:03d}", "revisits": "revisit-{:03d}"}
@@ -42,11 +43,10 @@ class Asked:
 
 def held_out(count: int, frames: int, size: tuple[int, int]) -> list[Scene]:
     """Scenes of ``size`` (H, W) never trained on, with one motion and one sky, so that their words hold."""
-    scenes = []
-    for index in range(count):
-        scene = sample_scene(np.random.default_rng([HELD_OUT, index]), frames, size[0] / size[1])
-        scenes.append(replace(scene, motions=scene.motions[:1], skies=(scene.skies[0],) * 2))
-    return scenes
+    return [
+        replace(scene, motions=scene.motions[:1], skies=(scene.skies[0],) * 2)
+        for scene in islice(held_out_scenes(frames, size), count)
+    ]
 
 
 def world_clips(count: int, frames: int, size: tuple[int, int]) -> list[Asked]:

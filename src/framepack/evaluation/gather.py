@@ -13,20 +13,23 @@ from framepack.evaluation.results import ClipScores, Revisit, RowResult, SuiteRe
 from framepack.evaluation.suite import CLIPS, FORGOTTEN, REFERENCE, REVISITS, Suite
 from framepack.recipes.rows import Row
 
+DRAWN = {
+    REFERENCE: "the same scenes drawn by the world, through the codec",
+    FORGOTTEN: "the same without what is to come back",
+}
+"""Rows that the world draws, and what they are."""
+
 
 def gather(
     suite: Suite, out: Path, command: str, machine: str, unavailable: Mapping[str, str]
 ) -> SuiteResult:
     """Every row as far as it is, the reference first."""
-    rows = []
-    if suite.world:
-        notes = {
-            REFERENCE: "the same scenes drawn by the world, through the codec",
-            FORGOTTEN: "the same without what is to come back",
-        }
-        for name, note in list(notes.items())[: 2 if suite.budget.revisits else 1]:
-            drawn = Row(name=name, method=suite.rows[0].method)
-            rows.append(_row(suite, out, drawn, note, reference=True))
+    there = {row for row, _, _ in suite.videos()}
+    rows = [
+        _row(suite, out, Row(name=name, method=suite.rows[0].method), note, reference=True)
+        for name, note in DRAWN.items()
+        if name in there
+    ]
     rows += [_row(suite, out, row, row.note) for row in suite.rows]
     rows += [_others(suite, out, name) for name, _ in suite.others]
     return SuiteResult(

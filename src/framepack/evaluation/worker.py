@@ -20,7 +20,6 @@ from framepack.evaluation.folder import TOLD, TRAINED, row_folder
 from framepack.evaluation.revisit import revisits
 from framepack.evaluation.score import Scorer, subject_of
 from framepack.evaluation.suite import CLIPS, FORGOTTEN, REFERENCE, TAUGHT, Suite, is_world, train_config
-from framepack.generation.events import Finished
 from framepack.generation.manifest import write_file
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
@@ -160,17 +159,11 @@ class Worker:
             out=video,
             workdir=work,
         )
-        run, tokens = prepare(request, replace(bundle, spec=spec)), 0
-
-        def follow(event: object) -> None:
-            nonlocal tokens
-            if isinstance(event, Finished):
-                tokens = event.context_tokens
-
-        run.carry_out(follow)
+        run = prepare(request, replace(bundle, spec=spec))
+        run.carry_out(lambda event: None)
         shutil.rmtree(work)
         run.places.config.unlink(missing_ok=True)  # the same stands in the video
-        return tokens
+        return run.context_tokens
 
     def _weights(self, row: Row) -> Path | None:
         """The model that a row generates with; None is the checkpoint."""
