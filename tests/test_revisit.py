@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def remembering(scene: Scene, memory: int) -> NDArray[np.uint8]:
     """The scene as one draws it who forgets what is out of view for more than ``memory`` frames."""
     video = scene.render(range(FRAMES), *SIZE)
-    forgotten = scene.turn + memory // 2 + 1
+    found = returns(scene, FRAMES, SIZE)
+    forgotten = next((back.at for back in found if back.away > memory), FRAMES)
     video[forgotten:] = replace(scene, aside="").render(range(forgotten, FRAMES), *SIZE)
     return video
 
@@ -39,20 +40,19 @@ def test_every_scene_has_a_return_and_they_are_all_over(scenes):
     away = [back.away for scene in scenes for back in returns(scene, FRAMES, SIZE)]
     assert min(away) < 20 and max(away) > 40
     assert revisit_scenes(3, FRAMES, SIZE) == scenes[:3]
-    for frames in (56, 61):
+    for frames in (43, 56):
         assert all(list(returns(scene, frames, SIZE)) for scene in revisit_scenes(8, frames, SIZE))
-    with pytest.raises(InputError, match="55 frames: a place takes up to 56"):
-        revisit_scenes(1, 55, SIZE)
+    with pytest.raises(InputError, match="42 frames: a place takes up to 43"):
+        revisit_scenes(1, 42, SIZE)
 
 
 def test_what_is_compared_was_gone_and_is_back(scenes):
     for scene in scenes:
         for back in returns(scene, FRAMES, SIZE):
-            assert back.at > scene.turn
-            before = scene.render([back.at - back.away], *SIZE)[0]
-            nothing = replace(scene, aside="").render([back.at - back.away], *SIZE)[0]
-            assert (before != nothing).any()
             box = back.box
+            came = min(back.at, scene.turns[-1].start)
+            before, between, now = scene.render([came - back.away, scene.turns[0].start, back.at], *SIZE)
+            assert (before == now).all() and (between[box] != now[box]).any()
             bare = replace(scene, aside="").render([back.at], *SIZE)[0][box]
             assert (scene.render([back.at], *SIZE)[0][box] != bare).any(axis=-1).mean() > 0.3
 
@@ -120,5 +120,5 @@ def test_the_prompt_turns_the_camera_with_the_section(scenes):
 
 
 def test_the_prompt_of_a_scene_without_changes_is_a_sentence():
-    scene = replace(revisit_scenes(1, FRAMES, SIZE)[0], turn=None)
+    scene = replace(revisit_scenes(1, FRAMES, SIZE)[0], turns=())
     assert not prompt_of(scene, FRAMES).startswith("[")

@@ -78,7 +78,7 @@ JAPANESE_VERBS = ("動く", "移動する", "進む", "動いていく")
 
 
 def caption(words: Sequence[str], language: str, rng: np.random.Generator) -> str:
-    """Say canonical words as a sentence in "en" or "ja": at least a shape and a direction, or a camera."""
+    """Say canonical words as a sentence in "en" or "ja": a shape and a direction, or a camera, or a place."""
     if language not in ("en", "ja"):
         raise UnknownNameError("caption language", language, ("en", "ja"))
     table = ENGLISH if language == "en" else JAPANESE
@@ -94,7 +94,9 @@ def _english(said: dict[str, str], rng: np.random.Generator) -> str:
     if "shape" not in said:
         pan = " ".join(said[slot] for slot in ("camera", "speed") if slot in said)
         first = place and rng.random() < 0.4
-        main = f"{' '.join(place)}, {pan}" if first else " ".join([pan, *place])
+        main = (
+            f"{' '.join(place)}, {pan}" if first and pan else " ".join(part for part in (pan, *place) if part)
+        )
         return main[0].upper() + main[1:] + "."
     thing = " ".join(part for part in (said.get("colour"), said["shape"]) if part)
     if rng.random() < 0.3:
@@ -121,7 +123,8 @@ def _english(said: dict[str, str], rng: np.random.Generator) -> str:
 def _japanese(said: dict[str, str], rng: np.random.Generator) -> str:
     place = "の".join(said[slot] for slot in ("sky", "ground") if slot in said)
     if "shape" not in said:
-        return (f"{place}で、" if place else "") + said.get("speed", "") + said["camera"] + "。"
+        pan = said.get("speed", "") + said.get("camera", "")
+        return (f"{place}で、" if place and pan else place) + pan + "。"
     thing = said.get("colour", "") + said["shape"] + ("が" if rng.random() < 0.7 else "は")
     motion = said["direction"]
     if motion not in JAPANESE["still"]:

@@ -1,4 +1,4 @@
-"""Panoramas: the camera pans away from a place and back, and the place must be as it was.
+"""Panoramas: the camera pans away from a place, stays away and pans back, and the place must be as it was.
 
 At the edge of the first frame another ground begins. The camera leaves it behind and comes back to it; the
 words tell of the main ground and of the camera, and never of the other, so that who draws the way back has to
@@ -11,25 +11,19 @@ import numpy as np
 
 from framepack.conditioning.lexicon import SLOTS
 from framepack.data.drawing import GROUNDS, SKIES
-from framepack.data.world import PACE, PAN, Motion, Scene
+from framepack.data.world import BACK, PACE, PAN, Motion, Scene, Turn
 
 BEAT = 6
-"""Cameras turn at multiples of so many frames: at the end of a section of the bundled model, whose words
-then hold for all of it."""
-LEAVES = (8, 30)
-"""Frames after which the place is out of view, the least and the most."""
-WIDEST = 0.9
-"""Most of the first frame that it takes up, in widths."""
-SOONEST = 2
-"""It is out of view for at least twice so many frames."""
-SHOWN = 12
-"""Frames at the end in which it is back, where there is time for it."""
+"""The camera does the same for multiples of so many frames: sections of the bundled model, whose words then
+hold for all of them."""
+LEGS = (12, 18)
+"""Frames that the camera pans away, and back."""
 
 
 def sample_panorama(rng: np.random.Generator, frames: int, aspect: float = 1.0) -> Scene:
-    """Draw a panorama whose place leaves the view and is back within ``frames``, if they are enough.
+    """Draw a panorama whose place is back at rest within ``frames``, if they are enough.
 
-    It is away for anything from 4 frames to most of them.
+    The camera stays away for anything from no frames to most of them.
     """
 
     def pick(names: tuple[str, ...]) -> str:
@@ -37,13 +31,12 @@ def sample_panorama(rng: np.random.Generator, frames: int, aspect: float = 1.0) 
 
     sky, ground = pick(tuple(SKIES)), pick(tuple(GROUNDS))
     aside = pick(tuple(name for name in GROUNDS if name != ground))
-    camera, pace = pick(SLOTS["camera"]), pick(tuple(PACE))
-    step = abs(PAN[camera]) * PACE[pace]
-    first, last = LEAVES
-    leaves = int(rng.integers(first, min(last, int(WIDEST / step)) + 1))
-    latest = (frames - 1 - SHOWN + leaves) / 2
-    turns = [t for t in range(BEAT, frames, BEAT) if leaves + SOONEST <= t <= latest] or [max(1, frames // 2)]
-    border = leaves * step
+    camera, pace = pick(SLOTS["camera"]), "fast"
+    leg = int(rng.choice(LEGS))
+    latest = frames - 1 - leg - BEAT
+    turn = int(rng.choice(np.arange(leg, max(latest, leg) + 1, BEAT)))
+    stay = (Turn(leg, ""),) if turn > leg else ()
+    border = leg * PAN * PACE[pace]
     phases = [tuple(float(p) for p in rng.uniform(0, 1, 3)) for _ in range(2)]
     return Scene(
         shape="",
@@ -63,7 +56,7 @@ def sample_panorama(rng: np.random.Generator, frames: int, aspect: float = 1.0) 
         phases=(phases[0], phases[1]),  # type: ignore[arg-type]
         aspect=aspect,
         aside=aside,
-        border=border if PAN[camera] > 0 else 1 - border,
-        turn=turns[int(rng.integers(len(turns)))],
+        border=border if camera == "pan-right" else 1 - border,
+        turns=(*stay, Turn(turn, BACK[camera]), Turn(turn + leg, "")),
         pace=pace,
     )

@@ -3,7 +3,8 @@
 Motion is decided by words and the first frame alone: the shape moves at a constant speed on a torus
 a little larger than the frame, so it leaves on one side and returns on the other, and the hills
 repeat after one frame width. In a panorama no shape moves: the camera pans away from another ground at
-the edge of its first frame, and back to it. Any frame of any scene can be rendered, however far in time.
+the edge of its first frame, stays there, and pans back to it. Any frame of any scene can be rendered,
+however far in time.
 Lengths are in widths of the frame, y points down, times are frames at 8 a second.
 """
 
@@ -24,8 +25,9 @@ FPS = 8
 STEP: dict[str, float] = {"slowly": 1.5 / 128, "": 3 / 128, "fast": 5 / 128}
 """Widths a frame, by word of speed."""
 VECTOR = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-PAN = {"": 0.0, "pan-left": -2 / 128, "pan-right": 2 / 128}
+PAN = 2 / 128
 """Widths a frame that the view moves over the near hills; over the far ones it is `FAR` of that."""
+SIDE = {"": 0, "pan-left": -1, "pan-right": 1}
 BACK = {"": "", "pan-left": "pan-right", "pan-right": "pan-left"}
 PACE = {"": 1, "fast": 2}
 """How many times `PAN` a panorama moves, by word of speed."""
@@ -49,6 +51,14 @@ class Motion:
         return dx * STEP[self.speed], dy * STEP[self.speed]
 
 
+@dataclass(frozen=True)
+class Turn:
+    """From frame `start` on, until the next one begins, the camera does as `camera` says; "" is static."""
+
+    start: int
+    camera: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """One endless clip.
@@ -66,8 +76,8 @@ class Scene:
         aspect: height / width of the frames.
         aside: another ground, on the side that the camera pans away from; "" is none. No words tell of it.
         border: where it begins, in widths from the left of the first frame; it goes with the near hills.
-        turn: the frame from which on the camera pans back; None: never. pace: of the camera, told where
-            no shape has a speed.
+        turns: what the camera does after `camera`, ascending in start. pace: of the camera, told where it
+            moves and no shape does.
     """
 
     shape: str
@@ -84,7 +94,7 @@ class Scene:
     aspect: float = 1.0
     aside: str = ""
     border: float = 0.0
-    turn: int | None = None
+    turns: tuple[Turn, ...] = ()
     pace: str = ""
 
     @property
@@ -124,8 +134,17 @@ class Scene:
 
     def pan(self, t: int) -> float:
         """Widths that the view of frame t lies to the right of the first one's."""
-        frames = t if self.turn is None or t <= self.turn else 2 * self.turn - t
-        return PAN[self.camera] * PACE[self.pace] * frames
+        # Steps are counted whole, so that who is back is back exactly.
+        steps, began, camera = 0, 0, self.camera
+        for turn in (*self.turns, Turn(t, "")):
+            stop = min(turn.start, t)
+            steps += (stop - began) * SIDE[camera]
+            began, camera = stop, turn.camera
+        return PAN * PACE[self.pace] * steps
+
+    def turned(self, t: float) -> str:
+        """What the camera does at time t, in frames."""
+        return next((turn.camera for turn in reversed(self.turns) if turn.start <= t), self.camera)
 
     def motion(self, t: int) -> Motion:
         """What moves frame t to frame t + 1."""
@@ -145,8 +164,8 @@ class Scene:
                 most, longest = motion, last - first
         middle = (start + stop - 1) / 2
         sky = self.skies[1 if middle >= self.sky_change else 0]
-        camera = self.camera if self.turn is None or middle < self.turn else BACK[self.camera]
-        moves = (most.direction, most.speed) if self.shape else ("", self.pace)
+        camera = self.turned(middle)
+        moves = (most.direction, most.speed) if self.shape else ("", self.pace if camera else "")
         words = (self.shape, self.colour, sky, self.ground, *moves, camera)
         return tuple(word for word in words if word)
 
@@ -177,7 +196,7 @@ class Scene:
         """The other ground, in place, under the same sky."""
         height, width = image.shape[:2]
         places = (np.arange(width) + 0.5) / width + self.pan(t)
-        there = places < self.border if PAN[self.camera] > 0 else places > self.border
+        there = places < self.border if SIDE[self.camera] > 0 else places > self.border
         if there.any():
             beside = replace(self, ground=self.aside)
             other, _ = beside._background(fade, pan, height, width, horizon=HILLS[self.ground][1])

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from framepack.data.latents import PANORAMA
-from framepack.data.panorama import sample_panorama
-from framepack.data.world import FPS, PAN, Scene
+from framepack.data.panorama import BEAT, LEGS, sample_panorama
+from framepack.data.world import FPS, SIDE, Scene
 from framepack.errors import InputError
 from framepack.evaluation.results import Revisit
 from framepack.metrics.colour import difference
 from framepack.planning.script import Cue, Script
 from framepack.training.check import HELD_OUT
 
-FEWEST = 56
+FEWEST = 2 * max(LEGS) + BEAT + 1
 """Frames in which every place can leave the view and be back."""
 STRIP = 1 / 8
 """Of the width: what is compared lies in such a strip at the side from which it comes back."""
@@ -31,8 +31,8 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Return:
-    """A place that is back: in ``box`` of frame ``at``, of which the newest column was last in view ``away``
-    frames before."""
+    """A place that is back: in ``box`` of frame ``at``, of which the newest column had been out of view for
+    ``away`` frames when it came back."""
 
     at: int
     away: int
@@ -56,7 +56,7 @@ def revisit_scenes(count: int, frames: int, size: tuple[int, int]) -> list[Scene
 def prompt_of(scene: Scene, frames: int, fps: float = FPS) -> str:
     """What happens in the first ``frames`` of a scene, by time, as ``framepack generate`` takes it."""
     changes = {0, *(motion.start for motion in scene.motions)}
-    changes |= {change for change in (scene.turn, scene.sky_change) if change}
+    changes |= {turn.start for turn in scene.turns} | ({scene.sky_change} - {0})
     starts = sorted(change for change in changes if change < frames)
     cues: list[Cue] = []
     words: tuple[str, ...] = ()
@@ -71,9 +71,9 @@ def prompt_of(scene: Scene, frames: int, fps: float = FPS) -> str:
 def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revisit:
     """How far a place that is back in view is from what the world shows there.
 
-    It is compared in every frame of the way back, in the strip of columns that came into view last. The error
-    is the mean over the strip, as high as the place, of the distance in CIE Lab from the world's own frame;
-    about 2 is just visible, and another ground is 10 to 40.
+    It is compared on the way back and for a moment of rest after it, in the strip of columns that came into
+    view last. The error is the mean over the strip, as high as the place, of the distance in CIE Lab from the
+    world's own frame; about 2 is just visible, and another ground is 10 to 40.
 
     Args:
         frames: uint8 (N, H, W, 3) of the scene from its start.
@@ -119,15 +119,18 @@ def view_revisits(frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]], *
 
 def returns(scene: Scene, frames: int, size: tuple[int, int]) -> Iterator[Return]:
     """Where and when the other ground of a panorama comes back within so many frames of ``size`` (H, W)."""
-    if scene.turn is None:
-        return
+    pans = [scene.pan(at) for at in range(frames)]
+    # The last one before the way back: no frame is further from where the camera began.
+    turn = frames - 1 - int(np.argmax(np.abs(pans[::-1])))
     drawn = scene.render(range(frames), *size)
     marked = (drawn != replace(scene, aside="").render(range(frames), *size)).any(axis=-1)
     strip = max(2, round(STRIP * size[1]))
     # The camera goes back to the side that it came from.
-    columns = slice(0, strip) if PAN[scene.camera] > 0 else slice(size[1] - strip, size[1])
-    for at in range(scene.turn + 1, min(frames, 2 * scene.turn + 1)):
+    columns = slice(0, strip) if SIDE[scene.camera] > 0 else slice(size[1] - strip, size[1])
+    rest = pans.index(pans[-1], turn)
+    for at in range(turn + 1, min(rest + BEAT + 1, frames)):
         there = marked[at][:, columns]
         if there.any(axis=0).mean() >= HALF:
             rows = np.flatnonzero(there.any(axis=1))
-            yield Return(at=at, away=2 * (at - scene.turn), box=(slice(rows[0], rows[-1] + 1), columns))
+            came, left = pans.index(pans[at], turn), pans[:turn].index(pans[at])
+            yield Return(at=at, away=came - left, box=(slice(rows[0], rows[-1] + 1), columns))

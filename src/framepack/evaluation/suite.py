@@ -177,7 +177,7 @@ def _config(suite: Suite, row: Row, network: NetworkConfig, codec: str, steps: i
         # Eight clips of full history at once would take 7 GB.
         micro=BATCH // 4,
         draws=4,
-        rate=1e-3,
+        rate=5e-4,
         warmup=20,
         ema=0.98,
         # What is tested: long videos from a picture.
