@@ -31,10 +31,15 @@ TRAINED = "finished"
 """File in the folder of a fine-tune that is."""
 
 
+def slug(text: str) -> str:
+    """A name for files and ids, of the letters and digits of any script."""
+    plain = "".join(c if c.isalnum() else " " for c in text.lower().replace("+", " plus "))
+    return "-".join(plain.split()) or "x"
+
+
 def row_folder(out: Path, row: str) -> Path:
     """Where a row's training, videos and scores lie."""
-    plain = "".join(c if c.isalnum() else " " for c in row.lower().replace("+", " plus "))
-    return out / "rows" / "-".join(plain.split())
+    return out / "rows" / slug(row)
 
 
 def begin(folder: Path, suite: Suite) -> None:

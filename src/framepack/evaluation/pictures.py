@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from framepack.evaluation import plots as drawn
+from framepack.evaluation import canvas as drawn
 from framepack.evaluation.analysis import Measured
-from framepack.evaluation.plots import Plot
+from framepack.evaluation.canvas import Plot
 from framepack.evaluation.strips import Strip, drift_measure, revisit_strips, row_strips, same_scene
 
 if TYPE_CHECKING:
@@ -65,11 +65,6 @@ class Strips:
     same: list[Shown]
     rows: list[tuple[str, list[Shown]]]
     walks: list[tuple[str, list[Shown]]]
-
-
-def slug(text: str) -> str:
-    """A name for files and ids."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
 def saved(plot: Plot, form: str) -> bytes:

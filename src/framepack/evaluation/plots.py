@@ -1,13 +1,11 @@
 """Plots of a suite: scores over time, drift, forgetting, and forgetting against drift.
 
-Colours are of Okabe and Ito (2008), told apart by colour-blind people too, and never tell anything alone.
 Each row has its own panel or label, so that few are needed.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from framepack.evaluation.analysis import REVISIT, Floats, Measure, Measured, MetricInfo
-from framepack.evaluation.findings import frontier, paradox_measures
+from framepack.evaluation.canvas import (
+    BETTER,
+    GRID,
+    INK,
+    LETTERS,
+    LETTERS_WIDE,
+    ROW,
+    WAITING,
+    WORSE,
+    Plot,
+    colour_of,
+    dress,
+    new_figure,
+    with_unit,
+    wrapped,
+    write,
+    write_title,
+)
+from framepack.evaluation.paradox import paradox_plot
 from framepack.evaluation.results import RowResult
 from framepack.metrics.bootstrap import bootstrap_means
 from framepack.metrics.drift import end_count
@@ -25,26 +41,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, GRID, PAPER = "#22262b", "#767c85", "#dcdfe3", "#ffffff"
-ROW, WAITING, BETTER, WORSE = "#56606b", "#a9b0b8", "#0072b2", "#d55e00"
 COLUMNS = 3
-WIDTH = 7.6
-"""Inches, so that letters of `LETTERS` points are read on a page and, at twice its width, on a phone."""
-LETTERS = 9
-LETTERS_WIDE, LEGEND_WIDE = 40, 112
-"""Letters over a panel, and in a line of a legend."""
+LEGEND_WIDE = 112
+"""Letters in a line of a legend."""
 RESAMPLES = 2000
 """Of bands; more than the eye sees."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """A figure, its name in files, and what is said beside it; ``told``: in words, for who can't see it."""
-
-    key: str
-    title: str
-    told: str
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def curves_plot(found: Measured, metric: str, info: MetricInfo) -> Plot | None:
     lines = [
         line
         for n, row in enumerate(found.rows)
-        if (line := _curve(row, metric, _colour(found, measure, n))) is not None
+        if (line := _curve(row, metric, colour_of(found, measure, n))) is not None
     ]
     if not lines:
         return None
     longest = max(len(line.x) for line in lines)
     what = {"pair": "pair of frames", "window": "window"}.get(info.per, "frame")
-    ylabel = _with_unit(info.title, info.unit)
+    ylabel = with_unit(info.title, info.unit)
     figure = _panels(found, lines, verb="drifts", xlabel=what, ylabel=ylabel, ends=longest)
     told = (
         f"{info.title} by {what}, mean over clips with its 95 % bootstrap band, a panel for each row. Grey "
@@ -126,7 +127,7 @@ def forgetting_plot(found: Measured) -> Plot | None:
         if any(estimate.clips for estimate in estimates):
             band = np.array([[e.value, e.low, e.high] for e in estimates]).T
             places = np.arange(len(found.bins), dtype=float)
-            lines.append(Line(row.name, places, band, _colour(found, whole, n), row.finished))
+            lines.append(Line(row.name, places, band, colour_of(found, whole, n), row.finished))
     if not lines:
         return None
     figure = _panels(
@@ -158,7 +159,7 @@ def _panels(
     shown = [line for line in lines if line.name not in references] or list(lines)
     columns = min(COLUMNS, len(shown))
     down = math.ceil(len(shown) / columns)
-    figure = _figure(down * 1.45 + 0.75)
+    figure = new_figure(down * 1.45 + 0.75)
     all_axes = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False).ravel()
     named = references if found.against is None else [*references, found.name(found.against)]
     behind = [
@@ -168,7 +169,7 @@ def _panels(
         if line.name == name
     ]
     for axes, line in zip(all_axes, shown, strict=False):
-        _dress(axes)
+        dress(axes)
         if ends is not None:
             count = end_count(ends) if ends > 1 else 1
             for left in (0.5, ends - count + 0.5):
@@ -185,11 +186,11 @@ def _panels(
             axes.errorbar(line.x, mean, errors, color=line.colour, lw=1.8, elinewidth=1.2, marker="o", ms=4)
             axes.set_xticks(range(len(ticks)), ticks)
         note = "" if line.finished else " (not finished)"
-        _title(axes, f"{line.name}{note}")
+        write_title(axes, f"{line.name}{note}")
     for axes in all_axes[len(shown) :]:
         axes.set_visible(False)
     _legend(found, figure, verb, behind)
-    _text(figure.supylabel, ylabel, fontsize=LETTERS, color=INK)
+    write(figure.supylabel, ylabel, fontsize=LETTERS, color=INK)
     figure.supxlabel(xlabel, fontsize=LETTERS, color=INK)
     return figure
 
@@ -211,7 +212,7 @@ def _legend(found: Measured, figure: Figure, verb: str, behind: Sequence[tuple[L
     if not entries:
         return
     handles = [Line2D([], [], color=colour, lw=wide, ls=style) for _, colour, wide, style in entries]
-    names = [_wrapped(text) for text, *_ in entries]
+    names = [wrapped(text) for text, *_ in entries]
     columns = len(names) if sum(len(name) + 6 for name in names) < LEGEND_WIDE else COLUMNS
     how: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
     how |= {"fontsize": LETTERS - 1, "frameon": False}
@@ -235,7 +236,7 @@ def drift_plot(found: Measured) -> Plot | None:
         return None
     columns = min(COLUMNS, len(measures))
     down = math.ceil(len(measures) / columns)
-    figure = _figure(down * (0.24 * len(rows) + 0.62) + 0.4)
+    figure = new_figure(down * (0.24 * len(rows) + 0.62) + 0.4)
     all_axes = figure.subplots(down, columns, sharey=True, squeeze=False).ravel()
     for axes, measure in zip(all_axes, measures, strict=False):
         _bars(axes, found, measure, rows)
@@ -248,12 +249,12 @@ def drift_plot(found: Measured) -> Plot | None:
 
 
 def _bars(axes: Axes, found: Measured, measure: Measure, rows: Sequence[int]) -> None:
-    _dress(axes)
+    dress(axes)
     for place, row in enumerate(rows):
         estimate = measure.estimates[row]
         if not estimate.clips:
             continue
-        colour = _colour(found, measure, row)
+        colour = colour_of(found, measure, row)
         axes.barh(place, estimate.value, height=0.62, color=colour, alpha=0.45, lw=0)
         axes.plot([estimate.low, estimate.high], [place, place], color=colour, lw=2)
         axes.plot(estimate.value, place, "o", color=colour, ms=4)
@@ -264,147 +265,4 @@ def _bars(axes: Axes, found: Measured, measure: Measure, rows: Sequence[int]) ->
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     longest = max((len(found.name(row)) for row in rows), default=0)  # which takes its room from the panels
-    _title(axes, _with_unit(measure.title, measure.unit), max(18, LETTERS_WIDE - 4 - longest // 3))
-
-
-# Forgetting against drift ------------------------------------------------------------------------------
-
-
-def paradox_plot(found: Measured) -> Plot | None:
-    """One labelled point for each row, with both intervals; a line joins those that no row beats in both."""
-    if (pair := paradox_measures(found)) is None:
-        return None
-    drift, revisit = pair
-    rows = [
-        n
-        for n, row in enumerate(found.rows)
-        if not row.reference and drift.estimates[n].clips and revisit.estimates[n].clips
-    ]
-    if len(rows) < 2:
-        return None
-    figure = _figure(5.2)
-    axes = figure.subplots()
-    _dress(axes)
-    x = [drift.estimates[row] for row in rows]
-    y = [revisit.estimates[row] for row in rows]
-    front = frontier([e.value for e in x], [e.value for e in y])
-    axes.plot([x[n].value for n in front], [y[n].value for n in front], color=BETTER, lw=1, ls=(0, (4, 2)))
-    for n, row in enumerate(rows):
-        colour = BETTER if n in front else ROW
-        axes.plot([x[n].low, x[n].high], [y[n].value] * 2, color=colour, lw=1, alpha=0.7)
-        axes.plot([x[n].value] * 2, [y[n].low, y[n].high], color=colour, lw=1, alpha=0.7)
-        face = colour if found.rows[row].finished else PAPER
-        axes.plot(x[n].value, y[n].value, "o", ms=6, color=colour, mfc=face, zorder=3)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    beyond = " beyond the world's" if drift.kind == "beyond" else ""
-    xlabel = f"{_with_unit(f'drift of {drift.title.lower()}{beyond}', drift.unit)}  →  drifts more"
-    _text(axes.set_xlabel, xlabel, fontsize=LETTERS, color=INK)
-    axes.set_ylabel("revisit error  →  forgets more", fontsize=LETTERS, color=INK)
-    names = [f"{found.name(row)}{'' if found.rows[row].finished else ' (not finished)'}" for row in rows]
-    bars = [
-        [(a.low, b.value, a.high, b.value), (a.value, b.low, a.value, b.high)]
-        for a, b in zip(x, y, strict=True)
-    ]
-    points = np.array([(a.value, b.value) for a, b in zip(x, y, strict=True)])
-    _label(figure, axes, points, np.nan_to_num(np.concatenate(bars)), names)
-    told = (
-        f"Forgetting (revisit error) against drift of {drift.title.lower()}{beyond}, mean and 95 % bootstrap "
-        "interval of each row. Blue, joined: rows that no other one beats in both"
-    )
-    return Plot(key="paradox", title="Forgetting against drift", told=told, figure=figure)
-
-
-def _label(figure: Figure, axes: Axes, points: Floats, bars: Floats, names: Sequence[str]) -> None:
-    """Write each name beside its point, where it covers the least of points, bars and other names.
-
-    points: (N, 2). bars: (M, 4), left, low, right and top of each.
-    """
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    at, point = axes.transData.transform(points), 72 / figure.dpi
-    frame = axes.get_window_extent(renderer)
-    ends = axes.transData.transform(bars.reshape(-1, 2)).reshape(-1, 4)
-    taken = [Bbox.from_bounds(px - 6, py - 6, 12, 12) for px, py in at]
-    taken += [Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1) for x0, y0, x1, y1 in ends]
-    for n in np.argsort(-at[:, 1], kind="stable"):
-        text = axes.annotate(
-            names[n],
-            points[n],
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=LETTERS,
-            color=INK,
-            parse_math=False,
-        )
-        size = text.get_window_extent(renderer)
-        wide, high = size.width, size.height
-        costs: list[tuple[float, int, Any, tuple[float, float]]] = []
-        for far in (6.0, 14.0, 24.0):
-            for left in (far, -far - wide, -wide / 2):
-                for low in (4.0 + far / 4, -4 - far / 4 - high, -high / 2):
-                    box = Bbox.from_bounds(at[n, 0] + left, at[n, 1] + low, wide, high)
-                    outside = wide * high - _overlap(box, frame)
-                    cost = sum(_overlap(box, other) for other in taken) + 4 * outside + 3 * far
-                    costs.append((cost, len(costs), box, (left, low)))
-        _, _, box, (left, low) = min(costs)
-        text.set_position((left * point, low * point))
-        taken.append(box)
-
-
-def _overlap(one: Any, other: Any) -> float:
-    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
-    high = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return wide * high if wide > 0 and high > 0 else 0.0
-
-
-# Looks -------------------------------------------------------------------------------------------------
-
-
-def _colour(found: Measured, measure: Measure | None, row: int) -> str:
-    """Blue where it is better than the row that others are compared with, orange where it is worse."""
-    if not found.rows[row].finished:
-        return WAITING
-    if row == found.against:
-        return INK
-    if measure is None or found.against is None or not measure.differ(row, found.against):
-        return ROW
-    return BETTER if measure.sign * measure.differences[row].value > 0 else WORSE
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
-    FigureCanvasAgg(figure)  # which measures text
-    return figure
-
-
-def _dress(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=LETTERS - 1, length=3)
-    axes.grid(color=GRID, lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _title(axes: Axes, text: str, wide: int = LETTERS_WIDE) -> None:
-    _text(axes.set_title, _wrapped(text, wide), loc="left", fontsize=LETTERS, color=INK)
-
-
-def _wrapped(text: str, wide: int = LETTERS_WIDE) -> str:
-    """Lines that fit over a panel."""
-    return "\n".join(textwrap.wrap(text, wide)) or text
-
-
-def _text(write: Any, text: str, **how: Any) -> None:
-    """Names may hold dollar signs, which are no formulas here."""
-    write(text, **how).set_parse_math(False)
-
-
-def _with_unit(title: str, unit: str) -> str:
-    return f"{title}, {unit}" if unit else title
+    write_title(axes, with_unit(measure.title, measure.unit), max(18, LETTERS_WIDE - 4 - longest // 3))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from framepack.evaluation.analysis import LEVEL, Measured, MetricInfo, measured
 from framepack.evaluation.findings import findings
-from framepack.evaluation.pictures import Picture, inline, saved, slug, strips_of
+from framepack.evaluation.folder import slug
+from framepack.evaluation.pictures import Picture, inline, saved, strips_of
 from framepack.evaluation.plots import plots
 from framepack.evaluation.results import SuiteResult
 from framepack.evaluation.strips import drift_measure
