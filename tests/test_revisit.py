@@ -103,6 +103,15 @@ def test_no_memory_has_the_error_of_the_ground_that_is_there(scenes):
             assert error == pytest.approx(float(difference(*frames).mean()))
 
 
+def test_a_place_that_never_leaves_the_view_does_not_come_back(scenes):
+    for scene in scenes:
+        first = scene.render([0] * FRAMES, *SIZE)
+        assert revisits(scene, first).error == ()
+        # Half of the way is not away either.
+        slow = [min(t, scene.turns[0].start // 2) for t in range(FRAMES)]
+        assert revisits(scene, scene.render(slow, *SIZE)).error == ()
+
+
 def test_frames_of_another_shape_are_refused(scenes):
     with pytest.raises(InputError, match="96 x 64 px, of a scene of height / width 1"):
         revisits(scenes[0], np.zeros((FRAMES, 64, 96, 3), np.uint8))

@@ -75,6 +75,9 @@ def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revi
     view last. The error is the mean over the strip, as high as the place, of the distance in CIE Lab from the
     world's own frame; about 2 is just visible, and another ground is 10 to 40.
 
+    Where the place never leaves the view, because the video does not follow the camera, nothing comes back
+    and nothing is compared: at the turn, its strip is then nearer to the first frame than to the world's.
+
     Args:
         frames: uint8 (N, H, W, 3) of the scene from its start.
 
@@ -88,6 +91,8 @@ def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revi
             "that shape"
         )
     found = list(returns(scene, len(frames), (height, width)))
+    if found and not _left(scene, frames, found[-1].box):
+        found = []
     truth = scene.render([back.at for back in found], height, width)
     return Revisit(
         clip=clip,
@@ -98,6 +103,16 @@ def revisits(scene: Scene, frames: NDArray[np.uint8], *, clip: str = "") -> Revi
         ),
         at=tuple(back.at for back in found),
     )
+
+
+def _left(scene: Scene, frames: NDArray[np.uint8], box: tuple[slice, slice]) -> bool:
+    """Whether the place is out of view when the camera turns; ``box``: where it is at rest."""
+    turn = _turn(scene, len(frames))
+    first, away = (
+        difference(frames[turn][box], frame[box]).mean()
+        for frame in scene.render([0, turn], *frames.shape[1:3])
+    )
+    return bool(away < first)
 
 
 def view_revisits(frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]], *, clip: str = "") -> Revisit:
@@ -119,9 +134,7 @@ def view_revisits(frames: NDArray[np.uint8], pairs: Sequence[tuple[int, int]], *
 
 def returns(scene: Scene, frames: int, size: tuple[int, int]) -> Iterator[Return]:
     """Where and when the other ground of a panorama comes back within so many frames of ``size`` (H, W)."""
-    pans = [scene.pan(at) for at in range(frames)]
-    # The last one before the way back: no frame is further from where the camera began.
-    turn = frames - 1 - int(np.argmax(np.abs(pans[::-1])))
+    pans, turn = [scene.pan(at) for at in range(frames)], _turn(scene, frames)
     drawn = scene.render(range(frames), *size)
     marked = (drawn != replace(scene, aside="").render(range(frames), *size)).any(axis=-1)
     strip = max(2, round(STRIP * size[1]))
@@ -134,3 +147,8 @@ def returns(scene: Scene, frames: int, size: tuple[int, int]) -> Iterator[Return
             rows = np.flatnonzero(there.any(axis=1))
             came, left = pans.index(pans[at], turn), pans[:turn].index(pans[at])
             yield Return(at=at, away=came - left, box=(slice(rows[0], rows[-1] + 1), columns))
+
+
+def _turn(scene: Scene, frames: int) -> int:
+    """The last frame before the way back: none is further from where the camera began."""
+    return max(range(frames), key=lambda at: (abs(scene.pan(at)), at))
