@@ -103,7 +103,6 @@ def decode_frames(codec: Codec, fetch: Fetch, timeline: Timeline, skip: int = 0)
 
 
 @torch.inference_mode()
-@torch.inference_mode()
 def preview(codec: Previewer, fetch: Fetch, frames: Sequence[int]) -> np.ndarray:
     """A rough picture of the middle one of ``frames``, uint8 (H, W, 3); much cheaper than decoding."""
     middle = frames[len(frames) // 2]
