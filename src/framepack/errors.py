@@ -59,6 +59,10 @@ class ModelError(FramePackError):
     """Weights or a model folder that cannot be loaded."""
 
 
+class OutOfMemoryError(FramePackError, MemoryError):
+    """Memory that ran out in the middle of something; what is finished is kept."""
+
+
 class OutputError(FramePackError, OSError):
     """A place that cannot be written, or that holds something of somebody else's."""
 

@@ -25,6 +25,7 @@ from framepack.generation.events import (
     Event,
     Finished,
     Grown,
+    Remark,
     SectionFinished,
     Started,
     Step,
@@ -98,6 +99,8 @@ class Progress:
                 self._decode(event)
             case Grown():
                 self._grow(event)
+            case Remark():
+                self.warn(event.text)
             case Decoded():
                 self._say(f"decoded {event.frames} frames in {event.seconds:.1f} s")
             case Finished():

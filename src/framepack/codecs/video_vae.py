@@ -70,6 +70,11 @@ class VideoCodec(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.vae.dtype
 
+    @property
+    def tiled(self) -> bool:
+        """Whether frames larger than a tile are encoded and decoded in tiles."""
+        return self.vae.use_tiling
+
     def enable_tiling(self) -> None:
         """Encode and decode in overlapping tiles, with diffusers' sizes: less memory, faint seams."""
         self.vae.enable_tiling()

@@ -179,8 +179,8 @@ def revisit_table(found: Measured) -> Table:
     whole = found.measures.get(("revisit", REVISIT))
     notes = [
         "a place that comes into view again, against what it was when it was last in view: 0 is the same; "
-        "mean over walks, in brackets its 95 % bootstrap interval; a walk on which the place never leaves the "
-        "view, because the video does not follow the camera, does not count (n)"
+        "mean over walks, in brackets its 95 % bootstrap interval; a walk on which the place never leaves "
+        "the view, because the video does not follow the camera, does not count (n)"
     ]
     if whole is not None:
         columns.append(Column("all"))

@@ -90,6 +90,13 @@ class Grown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remark:
+    """Something was done in another way than it was begun: one line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoded:
     """All latents are pixels, each decoded once, and the video file is written."""
 
@@ -121,7 +128,7 @@ class Finished:
     peak_memory: int = 0
 
 
-Event = Started | Step | SectionFinished | Decoding | Grown | Decoded | Finished
+Event = Started | Step | SectionFinished | Decoding | Grown | Remark | Decoded | Finished
 
 
 def event_json(event: Event) -> dict[str, Any]:

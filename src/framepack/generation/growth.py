@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from framepack.generation import rough
 from framepack.generation.clock import Clock
 from framepack.generation.decode import FrameDecoder
-from framepack.generation.events import Decoding, Grown
+from framepack.generation.events import Decoding, Grown, Remark
 from framepack.generation.hashing import hash_json
 from framepack.generation.manifest import Record
 from framepack.generation.rough import RoughVideo
+from framepack.generation.shortage import TILED, tiled_if_short
 from framepack.generation.store import RunStore, Stored
 from framepack.generation.stream import Emit
 from framepack.planning.planners import Plan
@@ -104,6 +105,17 @@ class Growth:
             self._rough.path.unlink(missing_ok=True)
 
     def _grow(self) -> None:
+        """Decode and write what is known. Where memory does not suffice, in tiles from there on."""
+        tiled_if_short(self.job.bundle, self._write, self._drop)
+
+    def _drop(self) -> None:
+        """Let go of the decoder and of frames that were begun; the file has those before them."""
+        self.emit(Remark(text=TILED))
+        if self._video is not None:
+            self._video.close()
+        self._video = self._decoder = None
+
+    def _write(self) -> None:
         if self._video is None:
             # First of all: what is written from here on is not what later marks speak of.
             self.store.manifest.append({"kind": "cut", "frames": self._frames})
@@ -120,7 +132,7 @@ class Growth:
             count = self._video.append(self._counted(decoded, first))
         self.clock.seconds["encode"] -= self.clock.seconds.get("decode", 0.0) - spent
         if count:
-            frames = self._video.frames
+            frames = self._frames = self._video.frames
             record = {"kind": "grown", "latents": self.known, "frames": frames, "chain": self.chain}
             self.store.manifest.append(record)
             self.emit(Grown(frame=frames, frames=self.job.config.frames, path=self.path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
 from framepack.generation.selection import Selection, select
+from framepack.generation.shortage import TILED, tiled_if_short, told_if_short
 from framepack.models.bundle import Bundle
 from framepack.models.codebook import check_codebook
 from framepack.models.device import pick_device, pick_dtype
@@ -54,7 +56,10 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     config = resolve(request, selection, bundle)
     places = Places.of(config.job, request.out, request.workdir)
     places.check(config, overwrite=request.overwrite)
-    known, faults = encode_given(selection, bundle)
+    short: list[str] = []
+    with told_if_short(config, bundle, places.workdir):
+        encode = partial(encode_given, selection, bundle)
+        known, faults = tiled_if_short(bundle, encode, lambda: short.append(TILED))
     told = prompt_warnings(request, config, bundle)
     # Last of all: a request that is refused leaves the model as it is.
     bundle.transformer.add_kernels(selection.method.schedule.kernels)
@@ -75,6 +80,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
             *(() if source is None else source.remarks),
             *selection.remarks,
             *told,
+            *short,
             *faults,
             *left_out,
         ),

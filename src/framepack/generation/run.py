@@ -23,6 +23,7 @@ from framepack.generation.manifest import sync_folder, unwritable
 from framepack.generation.places import Places, settings
 from framepack.generation.request import GenerateRequest, check_seed, one_prompt
 from framepack.generation.saved import keep_request
+from framepack.generation.shortage import told_if_short
 from framepack.generation.store import Edit, RunStore, Stored, finished_digest, output_digests
 from framepack.generation.stream import Emit, stream
 from framepack.models.bundle import Bundle
@@ -154,7 +155,8 @@ def run(job: PreparedRun, emit: Emit) -> None:
     the very same inputs, is taken from there.
     """
     clock, config = Clock(prepare=job.seconds), job.config
-    with RunStore(job.places.workdir, config.to_json()) as store:
+    workdir = job.places.workdir
+    with told_if_short(config, job.bundle, workdir), RunStore(workdir, config.to_json()) as store:
         emit(_started(job, store))
         if job.request is not None:
             keep_request(job.request, job.places.workdir)

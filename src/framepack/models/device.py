@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import torch
@@ -35,6 +36,23 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         wanted = "bfloat16" if _computes_bfloat16(device) else "float32"
     return getattr(torch, wanted)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an allocator of any device refused: on CPUs PyTorch has no class of error for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in told or "out of memory" in told)
+
+
+def release(device: torch.device) -> None:
+    """Give back what allocators keep for reuse."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,58 @@
+"""What is done where memory runs out in the middle of a run: nothing that is finished is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from framepack.errors import OutOfMemoryError
+from framepack.generation.config import RunConfig
+from framepack.models.bundle import Bundle
+from framepack.models.device import ran_out, release
+
+TILED = "memory does not suffice for whole frames: they are encoded and decoded in tiles"
+
+Result = TypeVar("Result")
+
+
+def tiled_if_short(
+    bundle: Bundle, work: Callable[[], Result], before_again: Callable[[], None] = lambda: None
+) -> Result:
+    """What the codec's ``work`` comes to. Where memory runs out in it, it is done again in tiles.
+
+    Args:
+        before_again: lets go of what was begun.
+    """
+    codec: Any = bundle.codec
+    try:
+        return work()
+    except Exception as error:
+        if not ran_out(error) or getattr(codec, "tiled", True):
+            raise
+    # Not in the handler, whose error holds all that was being computed.
+    before_again()
+    release(bundle.device)
+    codec.enable_tiling()
+    return work()
+
+
+@contextmanager
+def told_if_short(config: RunConfig, bundle: Bundle, workdir: Path) -> Iterator[None]:
+    """Say what is to be done where memory runs out.
+
+    Raises:
+        OutOfMemoryError: in place of what the allocator raised.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    raise OutOfMemoryError(
+        f"memory ran out at {config.width}x{config.height} on {bundle.device}: what is finished is kept in "
+        f"'{workdir}', and the same command goes on from there once there is more; "
+        "a smaller --size needs less"
+    )
