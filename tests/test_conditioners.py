@@ -213,13 +213,28 @@ def test_weights_in_another_dtype(hunyuan, umt5, picture):
 def test_elsewhere_than_on_a_cpu_umt5_runs_in_bfloat16(umt5, monkeypatch):
     conditioner, asked = wan_conditioner(umt5), []
     first = conditioner.encode(PROMPTS)
-    monkeypatch.setattr(wan, "run_encoder", lambda *given: asked.append(given[2:4]) or [first.prompt[:1]])
+
+    def run(*given, streamed):
+        asked.append(given[2:4])
+        return [first.prompt[:1]]
+
+    monkeypatch.setattr(wan, "run_encoder", run)
     conditioner.to("cpu")
     conditioner.encode(PROMPTS)
     assert asked == [], "it has not moved, and remembers"
     conditioner.to("cuda")
     conditioner.encode(PROMPTS[:1])
     assert asked == [(torch.device("cuda"), torch.bfloat16)]
+
+
+def test_encoders_brought_layer_by_layer_make_the_same(hunyuan, umt5, picture):
+    for parts, make in ((umt5, wan_conditioner), (hunyuan, hunyuan_conditioner)):
+        whole, again = make(parts).encode(PROMPTS, picture), make(parts)
+        again.streamed = True
+        streamed = again.encode(PROMPTS, picture)
+        for name in ("prompt", "pooled", "image"):
+            first, second = getattr(whole, name), getattr(streamed, name)
+            assert (first is None and second is None) or torch.equal(first, second)
 
 
 def test_a_folder_keeps_its_dtype(umt5, tmp_path):

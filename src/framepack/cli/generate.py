@@ -103,6 +103,14 @@ def generate(
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.", rich_help_panel=HOW)
     ] = "auto",
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory",
+            help="How the model is fitted into memory: full, low, models, layers, fp8, nf4 ...",
+            rich_help_panel=HOW,
+        ),
+    ] = "full",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -174,6 +182,7 @@ def generate(
         solver=solver,
         device=device,
         dtype=dtype,
+        memory=memory,
         out=out,
         workdir=workdir,
         overwrite=overwrite,

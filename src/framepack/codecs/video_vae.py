@@ -54,6 +54,7 @@ class VideoCodec(nn.Module):
             self.spatial_stride = config.spatial_compression_ratio
             self.temporal_stride = config.temporal_compression_ratio
             mean, scale = torch.zeros(1), torch.tensor([config.scaling_factor])
+        self.execution: torch.device | None = None
         # No buffers: these would be rounded to the weights' dtype.
         self._mean, self._scale = mean[:, None, None, None], scale[:, None, None, None]
 
@@ -64,7 +65,8 @@ class VideoCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.vae.device
+        """Where it computes: ``execution``, if its weights lie elsewhere until they are needed."""
+        return self.execution or self.vae.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,16 +28,28 @@ def run_encoder(
     device: torch.device,
     dtype: torch.dtype | None,
     compute: Callable[[Any], Result],
+    *,
+    streamed: bool = False,
 ) -> Result:
     """Load an encoder, let ``compute`` use it, and free its memory; ``compute`` must not keep it.
 
     Args:
         kind: its class, of transformers. dtype: None is that of the folder.
+        streamed: its layers are brought to the device one by one.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    encoder = load_module(kind, folder, dtype or "auto").to(device)
+    encoder = load_module(kind, folder, dtype or "auto")
+    if streamed:
+        from diffusers.hooks import apply_group_offloading
+
+        stream = device.type == "cuda"
+        apply_group_offloading(
+            encoder, device, offload_type="leaf_level", use_stream=stream, low_cpu_mem_usage=stream
+        )
+    else:
+        encoder.to(device)
     try:
         with torch.no_grad():
             return compute(encoder)

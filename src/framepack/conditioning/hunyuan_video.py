@@ -67,6 +67,9 @@ class HunyuanVideoConditioner:
         template_tokens: tokens of the template before the prompt, as the tokenizer must count them.
         prompt_tokens: L.
 
+    Attributes:
+        streamed: the encoders' layers are brought to the device one by one.
+
     Raises:
         ModelError: a folder is missing.
     """
@@ -84,6 +87,7 @@ class HunyuanVideoConditioner:
         self.parts = dict(parts)
         self.device, self.dtype = torch.device(device), dtype
         self.template_tokens, self.prompt_tokens = template_tokens, prompt_tokens
+        self.streamed = False
         self._texts: dict[str, tuple[torch.Tensor, ...]] = {}
         self._images: dict[str, torch.Tensor] = {}
 
@@ -168,7 +172,8 @@ class HunyuanVideoConditioner:
         return tokenizer
 
     def _run(self, kind: Any, part: str, compute: Any) -> Any:
-        return run_encoder(kind, self.parts[part], self.device, self.dtype, compute)
+        folder = self.parts[part]
+        return run_encoder(kind, folder, self.device, self.dtype, compute, streamed=self.streamed)
 
     def _read(self, llama: Any, tokenizer: Any, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (1, L, D) and mask (1, L) of a prompt."""

@@ -49,6 +49,9 @@ class WanConditioner:
         dtype: of its weights and of the result; None is that of the folder on the CPU, else bfloat16.
         prompt_tokens: L.
 
+    Attributes:
+        streamed: the encoder's layers are brought to the device one by one.
+
     Raises:
         ModelError: a folder is missing.
     """
@@ -64,7 +67,7 @@ class WanConditioner:
         check_folders(parts, PARTS)
         self.parts = dict(parts)
         self.device, self.dtype = torch.device(device), dtype
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.streamed = prompt_tokens, False
         self._texts: dict[str, torch.Tensor] = {}
 
     @property
@@ -105,6 +108,7 @@ class WanConditioner:
                 # It is stored in float32, 22 GB of it; upstream runs it in bfloat16.
                 self.dtype or (None if self.device.type == "cpu" else torch.bfloat16),
                 lambda umt5: [self._read(umt5, tokenizer, prompt) for prompt in new],
+                streamed=self.streamed,
             )
             for prompt, state in zip(new, states, strict=True):
                 texts[prompt] = state

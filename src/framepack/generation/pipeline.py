@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Event
 from framepack.generation.given import Keyframe
+from framepack.generation.placement import layer_by_layer, stored
 from framepack.generation.prepare import prepare, with_loras
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
@@ -181,15 +181,7 @@ class FramePackPipeline:
         place = pick_device(str(onload_device))
         with self._alone():
             self._refuse_offloaded()
-            self.bundle.transformer.to("cpu")
-            self.bundle.transformer.enable_group_offload(
-                onload_device=place,
-                offload_device=torch.device("cpu"),
-                offload_type="leaf_level",
-                use_stream=use_stream,
-            )
-            move_companions(self.bundle, place)
-            self.bundle = replace(self.bundle, execution=place)
+            self.bundle = layer_by_layer(self.bundle, place, use_stream=use_stream)
 
     def enable_layerwise_casting(
         self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None
@@ -199,11 +191,7 @@ class FramePackPipeline:
         These are other weights, rounded: a run begun without them is not resumed with them.
         """
         with self._alone():
-            self.bundle.transformer.enable_layerwise_casting(
-                storage_dtype=storage_dtype, compute_dtype=compute_dtype or self.dtype
-            )
-            digest = hashlib.sha256(f"{self.bundle.digest} stored in {storage_dtype}".encode()).hexdigest()
-            self.bundle = replace(self.bundle, digest=digest)
+            self.bundle = stored(self.bundle, storage_dtype, compute_dtype)
 
     def enable_vae_tiling(self) -> None:
         """Decode in overlapping tiles: less memory, faint seams.

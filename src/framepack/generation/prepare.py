@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from framepack.generation.config import RunConfig, resolve
+from framepack.generation.placement import place
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
@@ -21,6 +22,7 @@ from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
+from framepack.resources.policy import FULL, find_policy
 from framepack.sampling.solvers import check_solver
 
 HELD = 2
@@ -49,8 +51,13 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         # Of a model that is still on the hub the parts are unknown.
         held = source.repository is not None or CODEBOOK in source.parts
         check_codebook(selection.method, spec.name, present=held)
-        device = pick_device(request.device)
-        bundle = load_bundle(source, device, pick_dtype(request.dtype, device))
+        device, policy = pick_device(request.device), find_policy(request.memory)
+        dtype = pick_dtype(request.dtype, device)
+        if policy.name == FULL:
+            bundle = load_bundle(source, device, dtype)
+        else:
+            read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
+            bundle = place(read, policy, device)
     assert bundle is not None
     check_codebook(selection.method, spec.name, present=bundle.codebook is not None)
     config = resolve(request, selection, bundle)

@@ -48,6 +48,7 @@ class GenerateRequest:
         steps, guidance: denoising steps per section, classifier-free guidance scale (1: none).
         embedded_guidance: scale of distilled guidance, for models that take it. solver: euler or unipc.
         device: ``auto`` or a PyTorch device. dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        memory: policy that the model is fitted into memory by, see ``resources.policy``.
         out: the MP4; ``outputs/{job}.mp4`` by default. workdir: run folder; ``{job}`` beside ``out``.
         overwrite: replace a file of another origin at ``out``.
 
@@ -79,6 +80,7 @@ class GenerateRequest:
     solver: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    memory: str = "full"
     out: Path | None = None
     workdir: Path | None = None
     overwrite: bool = False

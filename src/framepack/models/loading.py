@@ -237,6 +237,8 @@ def load_bundle(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     parts: Sequence[str] = (),
+    *,
+    computes: bool = True,
 ) -> Bundle:
     """Load a model.
 
@@ -245,6 +247,7 @@ def load_bundle(
         dtype: of the transformer. A video codec runs in what it was released in, the bundled one in float32:
             its convolutions are cheap, and rounding them would show.
         parts: as in ``resolve_model``.
+        computes: on ``device``; else weights are only read there, and stay mapped from their files.
 
     Raises:
         UnknownNameError: no such model. ModelError: a part that cannot be read, or parts that do not fit.
@@ -253,7 +256,7 @@ def load_bundle(
     device = torch.device(device)
     codec, conditioner = load_companions(source, device, dtype)
     transformer = load_transformer(source, dtype).to(device)
-    if device.type == "cpu":
+    if computes and device.type == "cpu":
         _align(transformer)
     check_parts(source.spec, transformer, codec, conditioner)
     codebook = load_codebook(source.parts[CODEBOOK]) if CODEBOOK in source.parts else None

@@ -1,0 +1,213 @@
+"""A loaded model fitted into the memory there is: where its weights lie, and in what they are stored.
+
+Weights that are read from files stay mapped from them where they can: what lies in system memory is then the
+system's own cache of the file, which it may drop, and nothing is held twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from framepack.codecs.video_vae import VideoCodec
+from framepack.errors import InputError
+from framepack.models.bundle import Bundle
+from framepack.models.loading import move_companions
+from framepack.resources.policy import FP8, LAYER, MODEL, Policy
+
+BLOCK = 64
+"""Weights of nf4 that share a scale."""
+
+
+def place(bundle: Bundle, policy: Policy, device: torch.device) -> Bundle:
+    """Put a model whose weights are on the CPU where a policy has them, to compute on ``device``.
+
+    On a CPU all weights are in system memory anyway: only storage and tiles make a difference.
+
+    Raises:
+        InputError: a policy that the device or the model cannot have.
+    """
+    if policy.placement in (LAYER, MODEL) and device.type == "mps":
+        raise InputError(
+            f"memory policy '{policy.name}' keeps weights in system memory, which an MPS device shares: "
+            "choose one without models or layers"
+        )
+    if policy.storage is not None:
+        bundle = stored(bundle, policy.storage)
+    if policy.tiled:
+        tile(bundle)
+    if device.type == "cpu":
+        return bundle
+    if policy.placement == LAYER:
+        return layer_by_layer(bundle, device, use_stream=device.type == "cuda")
+    if policy.placement == MODEL:
+        return in_turns(bundle, device)
+    bundle.transformer.to(device)
+    move_companions(bundle, device)
+    stream_encoders(bundle, policy.streams_encoders)
+    return bundle
+
+
+def tile(bundle: Bundle) -> None:
+    """Have the codec work in overlapping tiles, if it has any: one of single frames needs none."""
+    if isinstance(bundle.codec, VideoCodec):
+        bundle.codec.enable_tiling()
+
+
+def stream_encoders(bundle: Bundle, wanted: bool) -> None:
+    """Have text and image encoders brought to the device layer by layer."""
+    if hasattr(bundle.conditioner, "streamed"):
+        bundle.conditioner.streamed = wanted
+
+
+# Stored smaller ------------------------------------------------------------------------------------------
+
+
+def stored(bundle: Bundle, storage: str | torch.dtype, compute_dtype: torch.dtype | None = None) -> Bundle:
+    """The model with its transformer's weights rounded for storage; its digest is another one.
+
+    Args:
+        storage: "fp8" (E4M3), "nf4" (Dettmers and others 2023, "QLoRA"), or a dtype for each layer to be
+            cast from. compute_dtype: that layers compute in; the transformer's own by default.
+
+    Raises:
+        InputError: nf4 without bitsandbytes.
+    """
+    transformer, dtype = bundle.transformer, compute_dtype or bundle.transformer.dtype
+    if storage == FP8:
+        storage = torch.float8_e4m3fn
+    if isinstance(storage, torch.dtype):
+        transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+    else:
+        _to_nf4(transformer, dtype)
+    digest = hashlib.sha256(f"{bundle.digest} stored in {storage}".encode()).hexdigest()
+    return replace(bundle, digest=digest)
+
+
+def _to_nf4(transformer: Any, dtype: torch.dtype) -> None:
+    """Put 4-bit layers in the place of those that layerwise casting would cast."""
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError:
+        raise InputError(
+            "nf4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or choose fp8"
+        ) from None
+    kept = transformer._skip_layerwise_casting_patterns or ()
+    for path, parent in list(transformer.named_modules()):
+        for name, layer in list(parent.named_children()):
+            whole = f"{path}.{name}".lstrip(".")
+            if type(layer) is not nn.Linear or any(pattern in whole for pattern in kept):
+                continue
+            made = Linear4bit(
+                layer.in_features,
+                layer.out_features,
+                bias=layer.bias is not None,
+                compute_dtype=dtype,
+                quant_type="nf4",
+                device="meta",
+            )
+            made.weight = Params4bit(
+                layer.weight.data, requires_grad=False, quant_type="nf4", blocksize=BLOCK, module=made
+            )
+            made.bias = layer.bias
+            setattr(parent, name, made.to("cpu").requires_grad_(False))
+
+
+# Elsewhere until they are needed -------------------------------------------------------------------------
+
+
+def layer_by_layer(bundle: Bundle, device: torch.device, *, use_stream: bool) -> Bundle:
+    """Leave the transformer's weights in system memory and bring each layer over when its turn comes.
+
+    Args:
+        use_stream: bring the next layer while one computes; for CUDA.
+    """
+    bundle.transformer.to("cpu")
+    bundle.transformer.enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+        use_stream=use_stream,
+        # Pinned as they go: pinned at once, all weights would be held a second time.
+        low_cpu_mem_usage=use_stream,
+    )
+    move_companions(bundle, device)
+    stream_encoders(bundle, True)
+    return replace(bundle, execution=device)
+
+
+def in_turns(bundle: Bundle, device: torch.device) -> Bundle:
+    """Leave weights in system memory; transformer and codec are on the device one at a time."""
+    bundle.transformer.to("cpu")
+    turns = Turns(device)
+    turns.add(bundle.transformer, [bundle.transformer])
+    move_companions(bundle, device)
+    if isinstance(bundle.codec, VideoCodec):
+        vae = bundle.codec.vae.to("cpu")
+        # Its parts are called by themselves, by diffusers' tiles and by ours.
+        turns.add(vae, list(vae.children()))
+        bundle.codec.execution = device
+    stream_encoders(bundle, True)
+    return replace(bundle, execution=device)
+
+
+class Turns:
+    """Modules that are on a device one at a time: from a call of theirs until another one's.
+
+    Copies of the weights visit the device; where they were read, they stay, and nothing is copied back.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.present: nn.Module | None = None
+        self._homes: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, module: nn.Module, called: Sequence[nn.Module]) -> None:
+        """Let a module take part, which is entered by calls of these modules."""
+
+        def enter(part: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            self.bring(module)
+            return tree_map(self._here, (args, kwargs))
+
+        for part in called:
+            part.register_forward_pre_hook(enter, with_kwargs=True)
+
+    def bring(self, module: nn.Module) -> None:
+        """Have a module on the device, and no other."""
+        if self.present is module:
+            return
+        self.leave()
+        self.present = module
+        for tensor in _tensors(module):
+            self._homes.append((tensor, tensor.data))
+            tensor.data = tensor.data.to(self.device, copy=True)
+            _move_scales(tensor, self.device)
+
+    def leave(self) -> None:
+        """Have none on the device."""
+        for tensor, home in self._homes:
+            tensor.data = home
+            _move_scales(tensor, home.device)
+        self._homes.clear()
+        self.present = None
+
+    def _here(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, torch.Tensor) else value
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _move_scales(tensor: torch.Tensor, device: torch.device) -> None:
+    """Of a weight in 4 bits."""
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        state.to(device)
