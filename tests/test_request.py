@@ -214,6 +214,8 @@ def test_every_part_of_a_configuration_tells_runs_apart(name: str) -> None:
         "shift": 2.0,
         "embedded_guidance": 10.0,
         "loras": "ef",
+        "step_cache": {"kind": "first-block", "value": 0.05},
+        "attention": "native",
     }
     new = other[name] if name in other else old + "x" if isinstance(old, str) else old + 1
     assert replace(config(), **{name: new}).job != config().job

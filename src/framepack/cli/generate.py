@@ -97,6 +97,29 @@ def generate(
         str | None,
         typer.Option("--solver", help="euler or unipc.", show_default="the model's", rich_help_panel=HOW),
     ] = None,
+    step_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--step-cache",
+            help="Faster, not the same: steps reuse earlier ones. first-block, mag or taylorseer.",
+            metavar="NAME[=VALUE]",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the model's blocks first, for GPUs.", rich_help_panel=HOW),
+    ] = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            help="One of diffusers' attention backends.",
+            show_default="PyTorch's own",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=HOW)
     ] = "auto",
@@ -180,6 +203,9 @@ def generate(
         guidance=guidance,
         embedded_guidance=embedded_guidance,
         solver=solver,
+        step_cache=step_cache,
+        compile=compile,
+        attention=attention,
         device=device,
         dtype=dtype,
         memory=memory,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from framepack.errors import InputError
 from framepack.generation.hashing import hash_json
 from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import Selection
 from framepack.models.lora import digest
 from framepack.models.shift import Shift, shift_to_json
+from framepack.models.step_cache import StepCache
 from framepack.planning.script import Script
 from framepack.video.images import picture_digest
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 SAMPLING_VERSION = 2
 """Counts up when a change of the code changes the latents that a configuration comes to."""
+
+
+_ONLY_WHERE_SET = ("step_cache", "compiled", "attention")
+"""What the JSON has only where it was asked for: runs without them keep their names and keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class RunConfig:
         loop: its end leads to its start. copied: clips are shown as they were given.
         loras: digest of the LoRA files and their weights; None without.
         device, dtype: other devices and precisions round differently.
+        step_cache: ``StepCache.to_json``; None without. compiled, attention: other code rounds differently;
+            None is the attention that framepack takes by itself.
     """
 
     model_digest: str
@@ -65,6 +73,9 @@ class RunConfig:
     copied: bool = False
     cues: list[dict[str, Any]] | None = None
     sigmas: str = "flow"
+    step_cache: dict[str, Any] | None = None
+    compiled: bool = False
+    attention: str | None = None
     sampling_version: int = SAMPLING_VERSION
 
     @property
@@ -74,7 +85,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         given = [list(each) for each in self.given]
-        return asdict(self) | {"shift": shift_to_json(self.shift), "given": given}
+        told = asdict(self) | {"shift": shift_to_json(self.shift), "given": given}
+        return {name: value for name, value in told.items() if value or name not in _ONLY_WHERE_SET}
 
     @property
     def script(self) -> Script:
@@ -92,10 +104,22 @@ class RunConfig:
 
 
 def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> RunConfig:
-    """The configuration that a request and its selection come to with a loaded model."""
+    """The configuration that a request and its selection come to with a loaded model.
+
+    Raises:
+        InputError: a step cache that the model, or the way it was loaded, does not take.
+    """
     spec, script = bundle.spec, selection.script
     changes = len(script.cues) > 1
     guidance = float(spec.guidance if request.guidance is None else request.guidance)
+    cache = None
+    if request.step_cache is not None:
+        cache = StepCache.parse(request.step_cache).of(spec, bundle.mag_ratios)
+        if bundle.compiled:
+            raise InputError(
+                f"step cache '{cache.kind}' and compiled blocks do not go together, for its hooks would have "
+                "every section compiled anew: leave one of them out"
+            )
     return RunConfig(
         model_digest=bundle.digest,
         method=selection.method.to_json(),
@@ -122,6 +146,9 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         loop=request.loop,
         copied=request.copy_clips and any(each.clip for each in selection.given),
         sigmas=spec.sigmas,
+        step_cache=None if cache is None else cache.to_json(),
+        compiled=bundle.compiled,
+        attention=bundle.attention,
     )
 
 

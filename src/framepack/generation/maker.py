@@ -18,6 +18,7 @@ from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.generation.tail import Tails
 from framepack.models.bundle import Bundle
+from framepack.models.step_cache import StepCache, step_cache
 from framepack.packing.context import LevelPlan
 from framepack.planning.method import Method
 from framepack.planning.script import Mix
@@ -143,7 +144,8 @@ class SectionMaker:
             ).to(self.device, self.dtype)
             prompt = mixed([(self._encode(prompt), weight) for prompt, weight in told])
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
-        with self.clock("sample"):
+        cache = None if config.step_cache is None else StepCache.from_json(config.step_cache)
+        with self.clock("sample"), step_cache(model, cache, steps):
             latents = sample_section(
                 model,
                 noise=noise.to(self.device),
@@ -157,6 +159,7 @@ class SectionMaker:
                 guide=cfg_zero_star if pyramid is not None and pyramid.cfg_zero else classifier_free,
                 history_guidance=method.history_guidance,
                 without=without_history(context, method),
+                attention=self.bundle.attention,
                 on_step=on_step,
             )
             return latents[0].float().cpu()

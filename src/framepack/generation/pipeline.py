@@ -16,7 +16,7 @@ import torch
 from framepack.conditioning.embeds import Conditioning, GivenConditioner
 from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
-from framepack.generation.events import Event
+from framepack.generation.events import Event, Step
 from framepack.generation.given import Keyframe
 from framepack.generation.placement import layer_by_layer, stored
 from framepack.generation.prepare import prepare, with_loras
@@ -33,12 +33,14 @@ from framepack.generation.settings import (
     read_picture,
     shown,
 )
-from framepack.models.bundle import Bundle
+from framepack.models.attention import check_attention
+from framepack.models.bundle import Bundle, compiled
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import check_given, load_bundle, move_companions
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
+from framepack.models.step_cache import calibrating, check_stages
 from framepack.planning.script import Script
 
 
@@ -204,6 +206,25 @@ class FramePackPipeline:
         with self._alone():
             self.bundle.codec.enable_tiling()
 
+    # How it computes -------------------------------------------------------------------------------
+
+    def compile_repeated_blocks(self) -> None:
+        """Have PyTorch compile the transformer's blocks, each when it is first called; for GPUs.
+
+        They round differently then: a run begun without is not resumed with them.
+        """
+        with self._alone():
+            self.bundle = compiled(self.bundle)
+
+    def set_attention_backend(self, name: str | None) -> None:
+        """Compute attention with one of diffusers' backends; None is framepack's own choice.
+
+        Raises:
+            UnknownNameError: none that this machine has.
+        """
+        with self._alone():
+            self.bundle = replace(self.bundle, attention=check_attention(name, self.device))
+
     def _refuse_offloaded(self) -> None:
         if self.bundle.execution is not None:
             raise InputError(
@@ -249,17 +270,57 @@ class FramePackPipeline:
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output type '{output_type}': choose one of {', '.join(OUTPUT_TYPES)}")
         with self._alone():
-            with tempfile.TemporaryDirectory(prefix="framepack-") as folder:
-                request, bundle = self._request(prompt, image, settings)
-                run = prepare(replace(request, out=Path(folder) / "video.mp4"), bundle)
-                try:
-                    latents = latents_of(run, on_event)
-                finally:
-                    with_loras(run.bundle, self.bundle.loras)
+            run, latents = self._made(prompt, image, settings, on_event)
             frames = latents[0]
             if output_type != "latent":
                 frames = shown(np.stack([*self._decode(run, latents)]), output_type)
         return FramePackOutput(frames=frames, fps=run.config.fps, warnings=run.warnings)
+
+    def calibrate_step_cache(
+        self, prompt: str | Script = "", image: Picture | None = None, **settings: Unpack[Settings]
+    ) -> tuple[float, ...]:
+        """Measure how the model's residual changes from step to step, for ``step_cache="mag"``.
+
+        A video is made as in a call, every step of it computed. Calls from now on have what was measured, and
+        ``save_pretrained`` keeps it.
+
+        Returns:
+            magnitude ratios, one a step: means over sections and branches of guidance.
+
+        Raises:
+            InputError: a model that takes no step cache; or as in a call.
+        """
+        check_stages("mag", self.spec)
+        rows: list[list[float]] = []
+        with (
+            self._alone(),
+            calibrating(self.transformer, settings.get("num_inference_steps") or self.spec.steps) as ratios,
+        ):
+
+            def told(event: Event) -> None:
+                if isinstance(event, Step) and event.step == event.steps - 1:
+                    rows.extend(ratios())
+
+            self._made(prompt, image, settings, told)
+            found = tuple(round(ratio, 5) for ratio in np.mean(rows, axis=0).tolist())
+            self.bundle = replace(self.bundle, mag_ratios=found)
+        return found
+
+    def _made(
+        self,
+        prompt: str | Script,
+        image: Picture | None,
+        settings: Settings,
+        on_event: Callable[[Event], None],
+    ) -> tuple[PreparedRun, torch.Tensor]:
+        """The run of a call and its latents; the folder it was made in is gone."""
+        with tempfile.TemporaryDirectory(prefix="framepack-") as folder:
+            request, bundle = self._request(prompt, image, settings)
+            run = prepare(replace(request, out=Path(folder) / "video.mp4"), bundle)
+            try:
+                return run, latents_of(run, on_event)
+            finally:
+                with_loras(run.bundle, self.bundle.loras)
 
     def stream(
         self,

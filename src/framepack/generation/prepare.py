@@ -16,7 +16,8 @@ from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
 from framepack.generation.selection import Selection, select
 from framepack.generation.shortage import TILED, tiled_if_short, told_if_short
-from framepack.models.bundle import Bundle
+from framepack.models.attention import check_attention
+from framepack.models.bundle import Bundle, compiled
 from framepack.models.codebook import check_codebook
 from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
@@ -37,7 +38,8 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     What can be refused without weights is refused before they are loaded.
 
     Args:
-        bundle: a loaded model, in place of ``request.model``, ``parts``, ``device`` and ``dtype``.
+        bundle: a loaded model, in place of ``request.model``, ``parts``, ``device``, ``dtype``, ``compile``
+            and ``attention``.
 
     Raises:
         InputError, ModelError, OutputError: see ``select``, ``load_bundle`` and ``Places.check``.
@@ -52,12 +54,16 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         held = source.repository is not None or CODEBOOK in source.parts
         check_codebook(selection.method, spec.name, present=held)
         device, policy = pick_device(request.device), find_policy(request.memory)
+        attention = check_attention(request.attention, device)
         dtype = pick_dtype(request.dtype, device)
         if policy.name == FULL:
             bundle = load_bundle(source, device, dtype)
         else:
             read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
             bundle = place(read, policy, device)
+        bundle = replace(bundle, attention=attention)
+        if request.compile:
+            bundle = compiled(bundle)
     assert bundle is not None
     check_codebook(selection.method, spec.name, present=bundle.codebook is not None)
     config = resolve(request, selection, bundle)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from framepack.errors import InputError
 from framepack.generation.given import Keyframe
 from framepack.models.lora import Lora
+from framepack.models.step_cache import StepCache
 from framepack.planning.prompts import read_prompt
 from framepack.planning.script import Script
 
@@ -47,6 +48,9 @@ class GenerateRequest:
         seed: 0 to 2^63 - 1.
         steps, guidance: denoising steps per section, classifier-free guidance scale (1: none).
         embedded_guidance: scale of distilled guidance, for models that take it. solver: euler or unipc.
+        step_cache: some steps reuse what earlier ones computed: ``first-block``, ``mag`` or ``taylorseer``,
+            with ``=`` and a value, see ``models.step_cache``. compile: have PyTorch compile the blocks first.
+        attention: of diffusers' backends, by name.
         device: ``auto`` or a PyTorch device. dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         memory: policy that the model is fitted into memory by, see ``resources.policy``.
         out: the MP4; ``outputs/{job}.mp4`` by default. workdir: run folder; ``{job}`` beside ``out``.
@@ -78,6 +82,9 @@ class GenerateRequest:
     guidance: float | None = None
     embedded_guidance: float | None = None
     solver: str | None = None
+    step_cache: str | None = None
+    compile: bool = False
+    attention: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     memory: str = "full"
@@ -98,6 +105,8 @@ class GenerateRequest:
         for name, scale in (("guidance", self.guidance), ("embedded guidance", self.embedded_guidance)):
             if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
                 raise InputError(f"{name} {scale:g} must be 0 to {MAX_GUIDANCE:g}; 1 is none")
+        if self.step_cache is not None:
+            StepCache.parse(self.step_cache)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")
         check_prompt(self.negative_prompt, "negative prompt")

@@ -33,6 +33,8 @@ class Settings(TypedDict, total=False):
     height, width: one of the model's sizes, in pixels; both or none.
     method, schedule: as ``framepack generate`` takes them. untrained: allow all of them, and all sizes.
     num_inference_steps: per section. solver: euler or unipc.
+    step_cache: some steps reuse earlier ones: ``first-block``, ``mag`` or ``taylorseer``, with ``=`` and a
+        value.
     guidance_scale: of classifier-free guidance, 1 is none. embedded_guidance: of distilled models.
     seed: of the noise. generator: draws the seed where none is given; with neither it is 0.
     prompt_embeds, negative_prompt_embeds: in place of the prompts; a tensor is (1, L, D), and families that
@@ -53,6 +55,7 @@ class Settings(TypedDict, total=False):
     untrained: bool
     num_inference_steps: int | None
     solver: str | None
+    step_cache: str | None
     guidance_scale: float | None
     embedded_guidance: float | None
     seed: int | None

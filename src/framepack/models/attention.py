@@ -1,4 +1,4 @@
-"""Attention as three matrix products, for bfloat16 on CPUs.
+"""Attention as three matrix products, for bfloat16 on CPUs; and diffusers' backends by name.
 
 PyTorch's fused CPU attention is slow in bfloat16 at a few hundred tokens, backward above all; keeping the
 probabilities and a softmax backward of two passes is faster for a whole block (benchmarks/attention.py).
@@ -6,15 +6,20 @@ probabilities and a softmax backward of two passes is faster for a whole block (
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from torch.overrides import TorchFunctionMode
+
+from framepack.errors import UnknownNameError
 
 _MOST_TOKENS = 2048
 """Beyond it the probabilities, which grow with its square, take more than they save."""
+NATIVE = "native"
+"""diffusers' name of PyTorch's own."""
 _CHANGES = ("dropout_p", "is_causal", "enable_gqa")
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -60,7 +65,40 @@ class ExplicitAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def attention_for(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """A context in which attention is fastest: explicit for bfloat16 on CPUs, PyTorch's own elsewhere."""
+def attention_for(
+    device: torch.device, dtype: torch.dtype, name: str | None = None
+) -> AbstractContextManager[object]:
+    """A context in which attention is fastest: explicit for bfloat16 on CPUs, PyTorch's own elsewhere.
+
+    ``name``: one of `attention_names`, in place of it.
+    """
+    if name is not None:
+        return attention_backend(name)
     slow = device.type == "cpu" and dtype == torch.bfloat16
     return ExplicitAttention() if slow else nullcontext()
+
+
+def attention_names(device: torch.device) -> list[str]:
+    """diffusers' attention backends that can be used there, without those that are fetched from the hub."""
+    if device.type != "cuda":
+        return [NATIVE]
+    found = []
+    for backend in AttentionBackendName:
+        if "hub" not in backend.value:
+            with (
+                suppress(RuntimeError, ValueError),
+                attention_backend(backend.value),
+            ):  # refuses what is not installed
+                found.append(backend.value)
+    return found
+
+
+def check_attention(name: str | None, device: torch.device) -> str | None:
+    """The backend to use; None for what framepack takes by itself, also where it was asked for by name.
+
+    Raises:
+        UnknownNameError: none that there is.
+    """
+    if name is not None and name not in attention_names(device):
+        raise UnknownNameError("attention", name, attention_names(device))
+    return None if name == NATIVE and device.type != "cpu" else name

@@ -7,12 +7,13 @@ A folder saved from one holds
     codec/             and conditioner/, of models whose codec and conditioner are framepack's own, or
     vae/ ...           the family's parts under diffusers' names
     codebook/          codewords, where history is discretised
+    mag_ratios.json    where there are any, for a step cache
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from framepack.models.draft import bring, replace_files
 from framepack.models.lora import Lora, digest
 from framepack.models.source import CODEBOOK, OWN_PARTS
 from framepack.models.spec import ModelSpec
+from framepack.models.step_cache import write_ratios
 
 NO_LORAS = digest(())
 
@@ -65,6 +67,8 @@ class Bundle:
         codebook: codewords of discretised history, of models that have them.
         loras: those that the transformer acts with. lora_digest: of their files and weights.
         execution: where the transformer computes if its weights lie elsewhere until they are needed.
+        mag_ratios: of the ``mag`` step cache, for models that have them.
+        compiled: its blocks are compiled. attention: diffusers' backend; None is framepack's own choice.
     """
 
     spec: ModelSpec
@@ -77,6 +81,9 @@ class Bundle:
     lora_digest: str = NO_LORAS
     execution: torch.device | None = None
     codebook: Codebook | None = None
+    mag_ratios: tuple[float, ...] = ()
+    compiled: bool = False
+    attention: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +102,15 @@ class Bundle:
                 getattr(self, part).save_pretrained(draft / part)
             if self.codebook is not None:
                 self.codebook.save_pretrained(draft / CODEBOOK)
+            if self.mag_ratios:
+                write_ratios(self.mag_ratios, draft)
             self.spec.save(draft)
 
         replace_files(folder, write)
+
+
+def compiled(bundle: Bundle) -> Bundle:
+    """The same model with its blocks compiled when first called (diffusers' regional compilation)."""
+    if not bundle.compiled:
+        bundle.transformer.compile_repeated_blocks()
+    return replace(bundle, compiled=True)

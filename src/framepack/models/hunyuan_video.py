@@ -8,6 +8,7 @@ d head dimension.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,10 +230,10 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
 
         x = self.x_embedder(padded)
         noisy = x.shape[1]
-        turns = self._phases(positions, (h, w), base, context, x.device)
+        turns = context.once("phases", lambda: self._phases(positions, (h, w), base, context, x.device))
         memory = self._memory(context)
         times = self._time(timestep, conditioning, context if context.levels else EMPTY, x.dtype)
-        text, text_mask = self._text(timestep, conditioning)
+        text, text_mask = self._text(timestep, conditioning, context)
         if memory is None:
             x = torch.cat([*self._history(context), x], dim=1)
         else:
@@ -323,7 +324,7 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
         return temb, clean
 
     def _text(
-        self, timestep: torch.Tensor, conditioning: Conditioning
+        self, timestep: torch.Tensor, conditioning: Conditioning, context: PackedContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Image and prompt tokens (B, I + L', D), and where they hold something, None for everywhere.
 
@@ -331,14 +332,12 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
         attention kernels don't take.
         """
         text, mask = conditioning.prompt, conditioning.mask
-        if mask is not None:
-            mask = mask.bool()
-            if not bool(mask.any(1).all()):
-                raise InputError("a prompt's mask is empty: encode an empty prompt, which has a few tokens")
-        text = self.context_embedder(text, timestep, mask)
-        if mask is not None:
-            used = mask.any(0)
-            text, mask = text[:, used], mask[:, used]
+        if mask is None:
+            text = self.context_embedder(text, timestep, None)
+        else:
+            # Looking at a mask waits for the device: once, and not in every step.
+            used, kept = context.once("mask", partial(_used, mask.bool()))
+            text, mask = self.context_embedder(text, timestep, mask.bool())[:, used], kept
         if conditioning.image is not None:
             if self.image_projection is None:
                 raise InputError("this model has no image projection: leave Conditioning.image out")
@@ -346,7 +345,20 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
             text = torch.cat([image, text], dim=1)
             if mask is not None:
                 mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
-        return text, None if mask is None or bool(mask.all()) else mask
+        return text, mask
+
+
+def _used(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Columns of (B, L) that some row uses, by number, and the mask of those; None where all rows use all.
+
+    Raises:
+        InputError: a row that uses none.
+    """
+    if not bool(mask.any(1).all()):
+        raise InputError("a prompt's mask is empty: encode an empty prompt, which has a few tokens")
+    used = mask.any(0).nonzero().flatten()
+    kept = mask[:, used]
+    return used, None if bool(kept.all()) else kept
 
 
 def _kernels_of(base: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from framepack.models.bundle import Bundle, Codec
 from framepack.models.codebook import load_codebook
 from framepack.models.source import CODEBOOK, OWN_PARTS, Source, resolve_model
 from framepack.models.spec import ModelSpec
+from framepack.models.step_cache import read_ratios
 
 SAMPLED, SAMPLES = 256 * 2**20, 64
 """Of a file above so many bytes, so many blocks go into the digest: hashing 26 GB takes minutes."""
@@ -273,6 +274,7 @@ def load_bundle(
         digest=digest_of(source),
         parts=_lent(source),
         codebook=codebook,
+        mag_ratios=read_ratios(source.transformer.parent),
     )
 
 

@@ -23,6 +23,7 @@ class PackedTransformer:
 
     config: Any
     packing_kernels: PatchKernels
+    is_cache_enabled: bool
     register_to_config: Callable[..., None]
 
     @property
@@ -52,10 +53,12 @@ class PackedTransformer:
     def _memory(self, context: PackedContext) -> Memory | None:
         """Where keys and values of isolated history are kept; None where history goes along in each call.
 
+        It does so under a step cache too, which would take the pass over the history for a step.
+
         Raises:
             InputError: isolated history with the timestep of the noisy frames.
         """
         if not (self.config.isolated_history and context.levels):
             return None
         check_isolated(context)
-        return context.memory
+        return None if self.is_cache_enabled else context.memory

@@ -210,14 +210,18 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
 
         x = self.patch_embedding(padded).flatten(2).transpose(1, 2)
         noisy = x.shape[1]
-        turns = self._phases(positions, (h, w), base, context, x.device)
+        turns = context.once(  # the stages of a pyramid differ in size
+            ("phases", h, w), lambda: self._phases(positions, (h, w), base, context, x.device)
+        )
         memory = self._memory(context)
         times = None
         if self.config.causal_history and context.levels:
-            times = TimeOrder.of(context, x.device)
+            times = context.once("times", lambda: TimeOrder.of(context, x.device))
+        counts = None
         if memory is None:
             history = self._history(context)
-            timestep = self._timesteps(timestep, [tokens.shape[1] for tokens in history], noisy, context)
+            sizes = [tokens.shape[1] for tokens in history]
+            timestep, counts = self._timesteps(timestep, sizes, noisy, context)
             x = torch.cat([*history, x], dim=1).contiguous()
         else:
             if not memory.held:
@@ -225,14 +229,10 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
                 past = SplitPhases(turns[0][:, :-noisy], turns[1][:, :-noisy], 0, memory, times)
                 self._run(tokens, torch.zeros_like(timestep), conditioning, past)
             turns = (turns[0][:, -noisy:], turns[1][:, -noisy:])
-        x, temb = self._run(x, timestep, conditioning, SplitPhases(*turns, noisy, memory, times))
+        x, temb = self._run(x, timestep, conditioning, SplitPhases(*turns, noisy, memory, times), counts)
 
         x = x[:, -noisy:]
-        if timestep.ndim == 2:
-            table = self.scale_shift_table.unsqueeze(0).to(temb.device) + temb[:, -noisy:].unsqueeze(2)
-            shift, scale = (part.squeeze(2) for part in table.chunk(2, dim=2))
-        else:
-            shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
         x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
         x = self.proj_out(x)
 
@@ -247,16 +247,25 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         timestep: torch.Tensor,
         conditioning: Conditioning,
         phases: SplitPhases,
+        counts: list[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, n, D) through the blocks, and the embedding of the timesteps, (B,) or (B, n)."""
-        per_token = timestep.ndim == 2
+        """Tokens (B, n, D) through the blocks, and the embedding (B, D) of the last tokens' timestep.
+
+        Args:
+            timestep: (B,) of all tokens, or (B, k), which ``counts`` shares out among them in turn.
+        """
         temb, timestep_proj, prompt, image = self.condition_embedder(
             timestep.flatten(),
             conditioning.prompt,
             conditioning.image,
-            timestep_seq_len=x.shape[1] if per_token else None,
+            timestep_seq_len=None if counts is None else len(counts),
         )
         timestep_proj = timestep_proj.unflatten(-1, (6, -1))
+        if counts is not None:
+            # Each timestep is embedded once, and not for each of its tokens.
+            rows = zip(timestep_proj.split(1, dim=1), counts, strict=True)
+            timestep_proj = torch.cat([row.expand(-1, tokens, -1, -1) for row, tokens in rows], dim=1)
+            temb = temb[:, -1]
         if image is not None:
             prompt = torch.concat([image, prompt], dim=1)
         if self.config.guided_cross_attention:
@@ -294,14 +303,15 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
     @staticmethod
     def _timesteps(
         timestep: torch.Tensor, history: list[int], noisy: int, context: PackedContext
-    ) -> torch.Tensor:
-        """(B,) when history, of so many tokens by level, shares the noisy timestep, else (B, n)."""
+    ) -> tuple[torch.Tensor, list[int] | None]:
+        """(B,) and None when history, of so many tokens by level, shares the noisy timestep.
+
+        Else (B, k) timesteps in the order of the sequence, and how many tokens have each.
+        """
         if context.timestep is None or not history:
-            return timestep
-        rows = timestep[:, None].repeat(1, sum(history) + noisy)
-        at = 0
-        for level, tokens in zip(context.levels, history, strict=True):
-            own = context.timestep if level.timestep is None else level.timestep[:, None]
-            rows[:, at : at + tokens] = own
-            at += tokens
-        return rows
+            return timestep, None
+        given = torch.full_like(timestep, context.timestep)
+        if all(level.timestep is None for level in context.levels):
+            return torch.stack([given, timestep], dim=1), [sum(history), noisy]
+        own = [given if level.timestep is None else level.timestep.to(timestep) for level in context.levels]
+        return torch.stack([*own, timestep], dim=1), [*history, noisy]

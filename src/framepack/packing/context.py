@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from framepack.packing.schedule import Kernel
 
+Made = TypeVar("Made")
 Fetch = Callable[[Sequence[int]], torch.Tensor]
 """Timeline indices -> latents (B, C, len(indices), h, w)."""
 Tail = Callable[["LevelPlan"], torch.Tensor]
@@ -89,13 +90,15 @@ class ContextTensors:
 
 
 class Memory:
-    """What a model with isolated history keeps of one context between its calls; the first one fills it.
+    """What a model keeps of one context between its calls; the first one fills it.
 
-    held: keys and values of the history (B, n, heads, d) by attention module.
+    held: of isolated history, its keys and values (B, n, heads, d) by attention module.
+    made: what else is the same in every call, by name, see ``PackedContext.once``.
     """
 
     def __init__(self) -> None:
         self.held: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.made: dict[object, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,15 @@ class PackedContext:
     def remembering(self) -> PackedContext:
         """The same context with a memory that is empty."""
         return replace(self, memory=Memory())
+
+    def once(self, name: object, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, from memory where it was made for an earlier call."""
+        if self.memory is None:
+            return make()
+        if name not in self.memory.made:
+            self.memory.made[name] = make()
+        made: Made = self.memory.made[name]
+        return made
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PackedContext:
         levels = tuple(level.to(device, dtype) for level in self.levels)

@@ -51,6 +51,7 @@ def sample_section(
     history_guidance: float = 1.0,
     without: PackedContext | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
+    attention: str | None = None,
 ) -> torch.Tensor:
     """Denoise the target frames.
 
@@ -65,6 +66,7 @@ def sample_section(
         without: the context without history, read only where that is not 1.
         sigmas: noise levels, see ``section_sigmas``.
         on_step: told (finished steps, all steps) after each step; an exception from it ends the section.
+        attention: as ``attention_for`` takes it.
 
     Returns:
         clean latents (B, C, T, h, w), float32.
@@ -79,9 +81,7 @@ def sample_section(
     if on_history:
         assert without is not None, "guidance on history needs the context without it"
         branches.append(("without", prompt, without))
-    # diffusers' caches of blocks would take the pass over the history for a step.
-    if getattr(model.config, "isolated_history", False) and not getattr(model, "is_cache_enabled", False):
-        branches = [(name, conditioning, seen.remembering()) for name, conditioning, seen in branches]
+    branches = [(name, conditioning, seen.remembering()) for name, conditioning, seen in branches]
 
     def denoise(x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
         data: list[torch.Tensor] = []
@@ -90,7 +90,7 @@ def sample_section(
             copies = len(conditioning.prompt) // len(x)
             noisy = x.repeat(copies, 1, 1, 1, 1)
             timestep = torch.full((len(noisy),), sigma * 1000.0, device=x.device)
-            with model.cache_context(name), attention_for(x.device, dtype):
+            with model.cache_context(name), attention_for(x.device, dtype, attention):
                 output = model(noisy.to(dtype), timestep, conditioning, positions, seen)
             data += to_data(output.float(), noisy, sigma, prediction).chunk(copies)
         on_step(index + 1, steps)
