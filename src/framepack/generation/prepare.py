@@ -23,6 +23,7 @@ from framepack.models.device import pick_device, pick_dtype
 from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
+from framepack.models.step_cache import StepCache, check_stages
 from framepack.resources.policy import FULL, find_policy
 from framepack.sampling.solvers import check_solver
 
@@ -49,6 +50,8 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
     spec = bundle.spec if source is None else source.spec  # type: ignore[union-attr]
     selection = select(request, spec)
     check_solver(request.solver or spec.solver, spec)
+    if request.step_cache is not None:
+        check_stages(StepCache.parse(request.step_cache).kind, spec)
     if source is not None:
         # Of a model that is still on the hub the parts are unknown.
         held = source.repository is not None or CODEBOOK in source.parts
