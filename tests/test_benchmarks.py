@@ -309,6 +309,32 @@ def test_the_tally_counts_what_lies_in_memory_at_once():
         assert peaks() == [begun, product, held, after, again]
 
 
+def test_caches(tmp_path, capsys):
+    """Plain is itself, and what a cache leaves out is told."""
+    torch.manual_seed(0)
+    shallow = tiny_bundle().transformer
+    deep = type(shallow).from_config({**shallow.config, "num_layers": 3}).eval().requires_grad_(False)
+    replace(tiny_bundle(), transformer=deep).save(tmp_path / "deep")
+    arguments = ["--model", str(tmp_path / "deep"), "--clips", "1", "--frames", "9", "--steps", "6"]
+    arguments += ["--dtypes", "float32", "--repeats", "1", "--fewer", "3", "--device", "cpu"]
+    arguments += ["--caches", "first-block=10", "mag=10", "taylorseer=2", "--method", "vanilla"]
+    arguments += ["--plot", str(tmp_path / "found.png"), "--calibrate", str(tmp_path / "ratios.json")]
+    assert load("caches").main([*arguments, *outputs(tmp_path)]) == 0
+    found = check_outputs(tmp_path, "caches", arguments, capsys.readouterr().out)
+    assert found["ratios"] == json.loads((tmp_path / "ratios.json").read_text()) and len(found["ratios"]) == 6
+    computed = {row["cache"] or row["steps"]: row["computed"] for row in found["rows"]}
+    assert computed == {
+        6: 1.0,
+        3: 0.5,
+        # Of three blocks in six steps: all in the first, then the first alone.
+        "first-block=10": pytest.approx((3 + 5) / 18),
+        "mag=10": pytest.approx(2 / 6),  # one retained, three skipped, and so on
+        "taylorseer=2": pytest.approx(4 / 6),
+    }
+    assert found["rows"][0]["psnr"] == [60.0] and all(row["psnr"][0] < 60 for row in found["rows"][1:])
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+
+
 def test_the_largest_batch_and_the_one_after_it_are_tried():
     load("training")
     from shared.memory import largest_batch
