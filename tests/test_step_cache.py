@@ -24,6 +24,7 @@ from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.models.bundle import Bundle
 from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
+from framepack.models.spec import BUNDLED, ModelSpec
 from framepack.models.step_cache import (
     KINDS,
     RATIOS_FILE,
@@ -310,6 +311,11 @@ def test_ratios_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / RATIOS_FILE).write_text(text)
         with pytest.raises(ModelError, match=f"{RATIOS_FILE}' holds no magnitude ratios"):
             read_ratios(tmp_path)
+
+
+def test_the_bundled_model_has_ratios_of_its_own_steps() -> None:
+    ratios = read_ratios(BUNDLED)
+    assert len(ratios) == ModelSpec.load(BUNDLED).steps and ratios[0] == 1 and len(set(ratios)) > 2
 
 
 # --- in a run ---

@@ -230,7 +230,9 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
 
         x = self.x_embedder(padded)
         noisy = x.shape[1]
-        turns = context.once("phases", lambda: self._phases(positions, (h, w), base, context, x.device))
+        turns = context.once(
+            ("phases", h, w), lambda: self._phases(positions, (h, w), base, context, x.device)
+        )
         memory = self._memory(context)
         times = self._time(timestep, conditioning, context if context.levels else EMPTY, x.dtype)
         text, text_mask = self._text(timestep, conditioning, context)

@@ -20,6 +20,7 @@ from framepack.models.hub import fetch, hub_id, revision_of
 from framepack.models.pyramid import pyramid_of
 from framepack.models.single_file import read_config
 from framepack.models.spec import BUNDLED, SPEC_FILE, ModelSpec
+from framepack.models.step_cache import RATIOS_FILE
 from framepack.packing.schedule import HUNYUAN_BASE
 from framepack.planning.method import Method, named_method
 
@@ -48,9 +49,10 @@ COMPANIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 latent channels where these want another codec."""
 CONFIGS = (
     *(SPEC_FILE, "config.json", "transformer/config.json"),
-    *("model_index.json", "scheduler/scheduler_config.json"),
+    *("model_index.json", "scheduler/scheduler_config.json", RATIOS_FILE),
 )
-"""Files of a repository that say what it is; nothing else is fetched before it is known to be of use."""
+"""Files of a repository that say what it is, and those of a few bytes beside them; nothing else is fetched
+before it is known to be of use."""
 
 
 @dataclass(frozen=True, kw_only=True)
