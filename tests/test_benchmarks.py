@@ -427,3 +427,91 @@ def test_variants_differ_in_one_thing() -> None:
         {"plain": scores, "other": {n: [v + 1 for v in s] for n, s in scores.items()}}, "plain"
     )
     assert table.rows == (("other", *["+1.0 [+1.0, +1.0]"] * len(variants.MEASURES)),)
+
+
+# diffusers' pipelines and ours --------------------------------------------------------------------------
+
+
+def test_peer_pipeline(tmp_path, capsys):
+    sizes = ["--side", "32", "--width", "32", "--blocks", "1", "--channels", "4", "--steps", "1"]
+    arguments = [*sizes, "--sections", "1", "2", "--no-released", *outputs(tmp_path)]
+    assert load("peer_pipeline").main(arguments) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["command"] in capsys.readouterr().out
+    assert found["latents_in_network"] == {"1": [15, 14], "2": [43, 29]}
+    frames = {"framepack": ([37, 37], [73, 73]), "helios": ([33, 33], [65, 66])}
+    for name, family in found["families"].items():
+        one, two = (family["by_sections"][count] for count in ("1", "2"))
+        assert (one["frames"], two["frames"]) == frames[name]
+        for row in (one, two):
+            assert row["latents"]["most"] < 1e-3
+            # Each of ours is what diffusers' own latents are, decoded once.
+            assert row["exact"]["most"] <= 1 and row["exact"]["mean"] < 0.01
+            for who in ("theirs", "ours"):
+                (stages,) = row[who]
+                assert {"encode", "sample", "decode", "write", "rest"} <= set(stages)
+                assert all(spent["wall"] > 0 for spent in stages.values())
+        assert one["pixels"]["most"] <= 1
+        # Frames cross-faded of two decodings are others; Helios decodes each section once.
+        assert (two["pixels"]["most"] > 1) == (name == "framepack")
+        (theirs, ours) = (
+            [row["memory"][who]["tensors"] for row in (one, two)]
+            for who in (set(one["memory"]) - {"framepack"} | set(), {"framepack"})
+            for who in who
+        )
+        assert ours[1] < 1.01 * ours[0]
+        assert theirs[1] - theirs[0] > 0.9 * 4 * 3 * 32 * 32 * (two["frames"][0] - one["frames"][0])
+    for option in found["options"].values():
+        assert option["pixels"]["mean"] > 0 and len(option["seconds"]) == 1
+    assert found["options"]["tiles in time that do not overlap"]["latents"]["most"] == 0
+
+
+def test_latents_in_the_network_as_diffusers_and_the_stream_count_them():
+    load("peer_pipeline")
+    operations = sys.modules["shared.released_operations"]
+    from framepack.codecs.streaming import stream_decoder
+    from framepack.codecs.video_vae import VideoCodec
+    from tiny_parts import hunyuan_video_vae
+
+    codec, seen = VideoCodec(hunyuan_video_vae().requires_grad_(False)), []
+    codec.vae.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2]))
+    for latents in (4, 5, 10, 18, 19):
+        video = torch.zeros(1, 16, latents, 1, 1)
+        seen.clear()
+        codec.decode(video)
+        assert seen == operations.tiles(latents)
+        seen.clear()
+        stream = stream_decoder(codec)
+        stream.push(video)
+        stream.finish()
+        assert seen == operations.tiles(latents, last=False)
+    # FramePack of 8 sections: 136 latents are given to the VAE for 73.
+    assert sum(operations.calls(8)) == 136 and operations.in_network(8) == (211, 119)
+
+
+def test_the_released_model_is_counted_and_more_is_sampled_with_more_steps():
+    load("peer_pipeline")
+    released = sys.modules["shared.released_operations"].Released(64, 64)
+    few, many = released.of(3, 5), released.of(3, 25)
+    assert many.sampling == pytest.approx(5 * few.sampling)
+    assert few.theirs == many.theirs > few.ours and few.ratio > many.ratio > 1
+    assert few.share > many.share
+    # 13 billion weights, twice an operation for each of 9 x 4 x 4 tokens and more, five times, three times.
+    assert few.sampling > 2 * 13e9 * 9 * 16 / 3 * 5 * 3 / 2
+
+
+def test_the_stopwatch_counts_each_moment_once(monkeypatch):
+    load("peer_pipeline")
+    stopwatch = sys.modules["shared.stopwatch"]
+    clock = iter(range(100))
+    monkeypatch.setattr(stopwatch, "_now", lambda: (float(next(clock)), 0.0))
+    thing = argparse.Namespace(inner=lambda: 5)
+    watch = stopwatch.Stopwatch()
+    with watch.watching((thing, "inner", "inside")), watch, watch.stage("outside"):
+        assert thing.inner() == 5
+    assert thing.inner() == 5
+    assert {name: spent.wall for name, spent in watch.stages.items()} == {
+        "rest": 2,
+        "outside": 2,
+        "inside": 1,
+    }
