@@ -31,7 +31,7 @@ from shared.stopwatch import Spent, Stopwatch
 MIB = 2**20
 OURS = "framepack"
 DEFAULTS = {
-    "framepack": Sizes(width=128, blocks=1, channels=4, side=256, steps=5),
+    "framepack": Sizes(width=256, blocks=2, channels=4, side=256, steps=5),
     "helios": Sizes(width=96, blocks=2, channels=4, side=256, steps=5),
 }
 """By family: where decoding is about three quarters of diffusers' time."""
@@ -139,13 +139,9 @@ class Bench:
         self.model, self.work = folder / name, folder / f"{name}-work"
         self.family.save(self.model, sizes)
         self.work.mkdir()
-        self._runs = 0
 
     def _fresh(self) -> Path:
-        self._runs += 1
-        place = self.work / str(self._runs)
-        place.mkdir()
-        return place
+        return Path(tempfile.mkdtemp(dir=self.work))
 
     def ours(self, bundle: Bundle, sections: int, **more: Any) -> Made:
         asked = self.family.asks(self.sizes, sections)

@@ -454,13 +454,11 @@ def test_peer_pipeline(tmp_path, capsys):
         assert one["pixels"]["most"] <= 1
         # Frames cross-faded of two decodings are others; Helios decodes each section once.
         assert (two["pixels"]["most"] > 1) == (name == "framepack")
-        (theirs, ours) = (
-            [row["memory"][who]["tensors"] for row in (one, two)]
-            for who in (set(one["memory"]) - {"framepack"} | set(), {"framepack"})
-            for who in who
-        )
-        assert ours[1] < 1.01 * ours[0]
-        assert theirs[1] - theirs[0] > 0.9 * 4 * 3 * 32 * 32 * (two["frames"][0] - one["frames"][0])
+        # What is held grows with the video, here hardly: a window of the codec is not yet full at first.
+        (theirs,) = set(one["memory"]) - {"framepack"}
+        grown = {who: two["memory"][who]["tensors"] - one["memory"][who]["tensors"] for who in one["memory"]}
+        added = 4 * 3 * 32 * 32 * (two["frames"][0] - one["frames"][0])
+        assert grown[theirs] > 0.9 * added and grown["framepack"] < 0.5 * added
     for option in found["options"].values():
         assert option["pixels"]["mean"] > 0 and len(option["seconds"]) == 1
     assert found["options"]["tiles in time that do not overlap"]["latents"]["most"] == 0
