@@ -432,36 +432,47 @@ def test_variants_differ_in_one_thing() -> None:
 # diffusers' pipelines and ours --------------------------------------------------------------------------
 
 
-def test_peer_pipeline(tmp_path, capsys):
+def peers_found(folder: Path, *more: str) -> dict:
     sizes = ["--side", "32", "--width", "32", "--blocks", "1", "--channels", "4", "--steps", "1"]
-    arguments = [*sizes, "--sections", "1", "2", "--no-released", *outputs(tmp_path)]
+    arguments = [*sizes, "--no-released", *more, "--out", str(folder / "found.json")]
     assert load("peer_pipeline").main(arguments) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
+    return json.loads((folder / "found.json").read_text())
+
+
+def check_peer(row: dict, frames: list[int]) -> None:
+    assert row["frames"] == frames and row["latents"]["most"] < 1e-3
+    # Ours is what diffusers' own latents are, decoded once.
+    assert row["exact"]["most"] <= 1 and row["exact"]["mean"] < 0.01
+    for who in ("theirs", "ours"):
+        (stages,) = row[who]
+        assert {"encode", "sample", "decode", "write", "rest"} <= set(stages)
+        assert all(spent["wall"] > 0 for spent in stages.values())
+
+
+def test_peer_pipeline_of_framepack(tmp_path, capsys):
+    found = peers_found(tmp_path, "--families", "framepack", "--sections", "1", "2")
     assert found["command"] in capsys.readouterr().out
     assert found["latents_in_network"] == {"1": [15, 14], "2": [43, 29]}
-    frames = {"framepack": ([37, 37], [73, 73]), "helios": ([33, 33], [65, 66])}
-    for name, family in found["families"].items():
-        one, two = (family["by_sections"][count] for count in ("1", "2"))
-        assert (one["frames"], two["frames"]) == frames[name]
-        for row in (one, two):
-            assert row["latents"]["most"] < 1e-3
-            # Each of ours is what diffusers' own latents are, decoded once.
-            assert row["exact"]["most"] <= 1 and row["exact"]["mean"] < 0.01
-            for who in ("theirs", "ours"):
-                (stages,) = row[who]
-                assert {"encode", "sample", "decode", "write", "rest"} <= set(stages)
-                assert all(spent["wall"] > 0 for spent in stages.values())
-        assert one["pixels"]["most"] <= 1
-        # Frames cross-faded of two decodings are others; Helios decodes each section once.
-        assert (two["pixels"]["most"] > 1) == (name == "framepack")
-        # What is held grows with the video, here hardly: a window of the codec is not yet full at first.
-        (theirs,) = set(one["memory"]) - {"framepack"}
-        grown = {who: two["memory"][who]["tensors"] - one["memory"][who]["tensors"] for who in one["memory"]}
-        added = 4 * 3 * 32 * 32 * (two["frames"][0] - one["frames"][0])
-        assert grown[theirs] > 0.9 * added and grown["framepack"] < 0.5 * added
+    one, two = (found["families"]["framepack"]["by_sections"][count] for count in ("1", "2"))
+    check_peer(one, [37, 37])
+    check_peer(two, [73, 73])
+    # Frames that were cross-faded of two decodings are others.
+    assert one["pixels"]["most"] <= 1 < two["pixels"]["most"]
+    # A video that is kept, and one that is not; a window of the codec is not yet full at first.
+    (theirs,) = set(one["memory"]) - {"framepack"}
+    grown = {who: two["memory"][who]["tensors"] - one["memory"][who]["tensors"] for who in one["memory"]}
+    added = 4 * 3 * 32 * 32 * (73 - 37)
+    assert grown[theirs] > 0.9 * added and grown["framepack"] < 0.5 * added
     for option in found["options"].values():
         assert option["pixels"]["mean"] > 0 and len(option["seconds"]) == 1
     assert found["options"]["tiles in time that do not overlap"]["latents"]["most"] == 0
+
+
+def test_peer_pipeline_of_helios(tmp_path):
+    found = peers_found(tmp_path, "--families", "helios", "--sections", "2")
+    row = found["families"]["helios"]["by_sections"]["2"]
+    check_peer(row, [65, 66])
+    assert row["pixels"]["most"] <= 1, "each section is decoded once by both"
 
 
 def test_latents_in_the_network_as_diffusers_and_the_stream_count_them():
