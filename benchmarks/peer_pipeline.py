@@ -1,8 +1,8 @@
 """diffusers' pipelines and framepack: the same weights, prompt, noise, steps and frames, from call to MP4.
 
-Weights are small and random, the VAEs as deep as those released. Sizes are chosen so that diffusers spends
-about three quarters of its time decoding, as with a small model on a CPU; the last table counts what shares
-the released model has.
+Weights are small and random, the VAEs as deep as those released. Sizes are meant to have diffusers spend about
+three quarters of its time decoding FramePack's latents, as was seen of a small model on a CPU: the table tells
+the shares that it has. The last one counts those of the released model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULTS = {
     "framepack": Sizes(width=256, blocks=2, channels=4, side=256, steps=5),
     "helios": Sizes(width=96, blocks=2, channels=4, side=256, steps=5),
 }
-"""By family: where decoding is about three quarters of diffusers' time."""
+"""By family. See above what they are meant for; Helios's were not fitted to any share."""
 RELEASED = (((256, 256), 5), ((256, 256), 25), ((640, 608), 25))
 """Pixels and steps of the released model that operations are counted for."""
 
