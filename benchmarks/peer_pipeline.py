@@ -1,7 +1,7 @@
 """diffusers' pipelines and framepack: the same weights, prompt, noise, steps and frames, from call to MP4.
 
-Weights are small and random, the VAEs as deep as those released. Sizes are meant to have diffusers spend about
-three quarters of its time decoding FramePack's latents, as was seen of a small model on a CPU: the table tells
+Weights are small and random, the VAEs as deep as those released. Sizes are meant to have diffusers spend
+about three quarters of its time decoding FramePack, as was seen of a small model on a CPU: the table tells
 the shares that it has. The last one counts those of the released model.
 """
 
