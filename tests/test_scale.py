@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from framepack.errors import InputError, UnknownNameError
 from framepack.evaluation.scale import simulate, write
 from framepack.evaluation.scale.files import as_markdown, of_operations, of_time
-from framepack.evaluation.scale.sections import (
+from framepack.resources.sections import (
     CACHE,
     FULL,
     KINDS,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import adopt, arena, data, evaluate, generate, live, models, plan, redo, train
+from framepack.cli import adopt, arena, data, estimate, evaluate, generate, live, models, plan, redo, train
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -26,6 +26,7 @@ app.command("generate")(generate.generate)
 app.command("live")(live.live)
 app.command("redo")(redo.redo)
 app.command("plan")(plan.plan)
+app.command("estimate")(estimate.estimate)
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("adopt")(adopt.adopt)

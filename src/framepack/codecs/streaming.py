@@ -24,6 +24,15 @@ from torch import Tensor
 from framepack.errors import InputError
 
 
+CHUNK = 8
+"""Frames that come from the latents of one push, about."""
+
+
+def together(stride: int) -> int:
+    """Latents that are pushed at once, of a codec with this temporal stride."""
+    return max(1, CHUNK // stride)
+
+
 class Codec(Protocol):
     """What streaming asks of a codec; one with a temporal stride is a ``VideoCodec``."""
 

@@ -11,11 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from framepack.codecs.streaming import Codec, restart, stream_decoder
+from framepack.codecs.streaming import Codec, restart, stream_decoder, together
 from framepack.planning.timeline import Timeline
-
-CHUNK = 8
-"""Frames that come from the latents fetched together, about."""
 
 Fetch = Callable[[Sequence[int]], torch.Tensor]
 """Timeline indices -> latents (1, C, N, h, w), any device."""
@@ -64,9 +61,9 @@ class FrameDecoder:
         With all latents known these are all frames still to come. ``fetch`` is asked for each latent once.
         One call's frames are to be taken before the next call.
         """
-        together = max(1, CHUNK // self._timeline.stride)
+        count = together(self._timeline.stride)
         while self.known < min(known, self._timeline.latent_frames):
-            indices = range(self.known, min(self.known + together, known, self._clip.stop))
+            indices = range(self.known, min(self.known + count, known, self._clip.stop))
             with torch.inference_mode():
                 pixels = self._decoder.push(self._fetch(indices))
             self.known = indices.stop

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from framepack.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -40,3 +45,23 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def system_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory of a device of this machine; the system's where it shares it.
+
+    Raises:
+        InputError: a GPU that is not here.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return system_memory()
+    if not torch.cuda.is_available():
+        raise InputError("the memory of a GPU that is not here is unknown: give --memory, in GB")
+    return int(torch.cuda.get_device_properties(device).total_memory)

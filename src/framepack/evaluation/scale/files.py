@@ -12,9 +12,9 @@ import numpy as np
 
 from framepack.errors import OutputError
 from framepack.evaluation.cells import NOTHING, Cell, Column, Table
-from framepack.evaluation.scale.kinds import Point
-from framepack.evaluation.scale.sections import CACHE, FULL, PACKED, WINDOW
 from framepack.evaluation.scale.simulation import GB, Curve, Scale
+from framepack.resources.kinds import Point
+from framepack.resources.sections import CACHE, FULL, PACKED, WINDOW
 
 COLOURS = {PACKED: "#1f6fb4", FULL: "#c8552b", CACHE: "#5a8f3c", WINDOW: "#8a63b8"}
 TICKS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 86400: "24 h"}

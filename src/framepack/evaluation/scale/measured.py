@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from framepack.evaluation.scale.sections import shape_of, whole
 from framepack.models.loading import load_transformer
 from framepack.packing.schedule import Grid
 from framepack.planning.method import Method
@@ -24,6 +23,7 @@ from framepack.planning.timeline import Timeline
 from framepack.resources.hollow import Architecture
 from framepack.resources.operations import operation_counter
 from framepack.resources.section_cost import Shape, steering
+from framepack.resources.sections import shape_of, whole
 from framepack.resources.tally import meter_for, tensors_in
 from framepack.sampling.grids import section_sigmas
 from framepack.sampling.section import sample_section

@@ -9,9 +9,14 @@ import numpy as np
 import torch
 
 from framepack.errors import InputError
-from framepack.evaluation.scale.kinds import Kind, Point, Simulated, Throughput
 from framepack.evaluation.scale.measured import Measured, Measuring
-from framepack.evaluation.scale.sections import (
+from framepack.models.device import pick_device, pick_dtype
+from framepack.planning.timeline import MAX_SECONDS, Timeline
+from framepack.resources.hollow import find_architecture
+from framepack.resources.kinds import Kind, Point, Simulated, Throughput
+from framepack.resources.machine import machine, machine_line
+from framepack.resources.section_cost import Numbers, SectionCost
+from framepack.resources.sections import (
     CACHE,
     FULL,
     KINDS,
@@ -19,17 +24,11 @@ from framepack.evaluation.scale.sections import (
     WINDOW,
     count_of,
     frames_per_section,
+    grid_of,
     timeline_of,
     unpacked_method,
     whole,
-    window_of,
 )
-from framepack.models.device import pick_device, pick_dtype
-from framepack.models.spec import ModelSpec
-from framepack.planning.timeline import MAX_SECONDS, Timeline
-from framepack.resources.hollow import find_architecture
-from framepack.resources.machine import machine, machine_line
-from framepack.resources.section_cost import Numbers, SectionCost
 
 GB = 1e9
 SHOWN = (10.0, 60.0, 600.0, 3600.0, MAX_SECONDS)
@@ -127,7 +126,7 @@ def simulate(
     architecture = find_architecture(model)
     spec = architecture.spec
     own = spec.method(method, schedule, untrained=True)
-    grid = _grid(spec, size)
+    grid = grid_of(spec, size)
     numbers = {"fps": fps, "--flops-per-second": flops_per_second, "--window": window, "steps": steps}
     for name, value in {**numbers, "--memory": memory, "limit": limit}.items():
         if value is not None and not (np.isfinite(value) and value > 0):
@@ -148,18 +147,15 @@ def simulate(
         )
     where = pick_device(device) if here else torch.device("cuda")
     guidance = spec.guidance if guidance is None else guidance
-    branches = 1 + (guidance != 1.0) + (own.history_guidance != 1.0)
-    simulated = Simulated(
-        architecture=architecture,
-        method=own,
-        grid=grid,
-        window=window or window_of(own, grid, spec.base_kernel),
+    simulated = Simulated.of(
+        architecture,
+        own,
+        grid,
         steps=steps or spec.steps,
-        branches=branches,
-        # As sampling does it: both branches of guidance in one call on CPUs, one after the other on GPUs.
-        batch=2 if where.type == "cpu" and branches == 2 and guidance != 1.0 else 1,
+        guidance=guidance,
         dtype=pick_dtype(dtype, where) if here else torch.bfloat16,
         device=where,
+        window=window,
     )
     joint, cached = simulated.cost(), simulated.cost(isolated=True)
     kinds = {kind: Kind(kind, simulated, cached if kind == CACHE else joint) for kind in KINDS}
@@ -185,14 +181,6 @@ def simulate(
         checks=checks,
         assumptions=tuple(_assumptions(simulated, joint, throughput, carried, guidance)),
     )
-
-
-def _grid(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
-    height, width = spec.buckets[0] if size is None else size
-    stride = spec.spatial_stride
-    if height < stride or width < stride or height % stride or width % stride:
-        raise InputError(f"size {width}x{height}: both must be multiples of {stride}")
-    return height // stride, width // stride
 
 
 def _carried_out(

@@ -13,19 +13,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from framepack.evaluation.scale.sections import (
+from framepack.models.spec import ModelSpec
+from framepack.planning.method import Method
+from framepack.planning.timeline import Timeline
+from framepack.resources.hollow import Architecture
+from framepack.resources.section_cost import Numbers, SectionCost, Shape
+from framepack.resources.sections import (
     CACHE,
     PACKED,
     WINDOW,
     Sections,
     packed_sections,
     unpacked_sections,
+    window_of,
 )
-from framepack.models.spec import ModelSpec
-from framepack.planning.method import Method
-from framepack.planning.timeline import Timeline
-from framepack.resources.hollow import Architecture
-from framepack.resources.section_cost import Numbers, SectionCost, Shape
 from framepack.sampling.shown import context_timestep
 
 
@@ -75,6 +76,34 @@ class Simulated:
     batch: int
     dtype: torch.dtype
     device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        architecture: Architecture,
+        method: Method,
+        grid: tuple[int, int],
+        *,
+        steps: int,
+        guidance: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: int | None = None,
+    ) -> Simulated:
+        """As sampling goes about it: both branches of guidance are one call on a CPU, else one after the
+        other. ``window``: by default as many tokens as packed context has at most."""
+        branches = 1 + (guidance != 1.0) + (method.history_guidance != 1.0)
+        return cls(
+            architecture=architecture,
+            method=method,
+            grid=grid,
+            window=window or window_of(method, grid, architecture.spec.base_kernel),
+            steps=steps,
+            branches=branches,
+            batch=2 if device.type == "cpu" and branches == 2 and guidance != 1.0 else 1,
+            dtype=dtype,
+            device=device,
+        )
 
     @property
     def spec(self) -> ModelSpec:

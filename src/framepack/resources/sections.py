@@ -55,6 +55,19 @@ class Sections:
         return int(np.lexsort((self.pixels, self.context, self.target))[-1])
 
 
+def grid_of(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The latent grid of frames of ``size`` (height, width) in px, by default the model's first.
+
+    Raises:
+        InputError: sides that are no multiples of the codec's stride.
+    """
+    height, width = spec.buckets[0] if size is None else size
+    stride = spec.spatial_stride
+    if height < stride or width < stride or height % stride or width % stride:
+        raise InputError(f"size {width}x{height}: both must be multiples of {stride}")
+    return height // stride, width // stride
+
+
 def timeline_of(spec: ModelSpec, method: Method, seconds: float, fps: float) -> Timeline:
     """Of a video that goes on from a start picture. Raises InputError: a length or rate that none has."""
     return Timeline.from_seconds(

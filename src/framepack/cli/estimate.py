@@ -1,0 +1,246 @@
+"""``framepack estimate``: what a video needs, and which memory policy fits; nothing is loaded."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from framepack.cli import options
+from framepack.cli.options import HOW, WHAT
+from framepack.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from framepack.resources.estimate import Choice, Estimate
+
+MACHINE = "The machine"
+GB = 1e9
+
+
+def estimate(
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="Length in seconds.", rich_help_panel=WHAT)
+    ] = 5.0,
+    size: Annotated[
+        str,
+        typer.Option(
+            "--size",
+            help="WIDTHxHEIGHT in pixels; 'auto' is the model's first.",
+            metavar="auto|WxH",
+            rich_help_panel=WHAT,
+        ),
+    ] = "auto",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="bundled, a model folder or file, a hub id, or a published size: base, lite, extended, "
+            "wan-1.3b, wan-5b, wan-14b.",
+            metavar="NAME|DIR|FILE|HUB-ID",
+            rich_help_panel=HOW,
+        ),
+    ] = "bundled",
+    method: options.Method = None,
+    schedule: options.Schedule = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", help="Denoising steps per section.", show_default="the model's", rich_help_panel=HOW
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="Strength of the prompt; 1 is none.",
+            show_default="the model's",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="What the transformer computes in: auto, float32, bfloat16 or float16.",
+            rich_help_panel=HOW,
+        ),
+    ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="auto, cpu, cuda or mps; auto is this machine's, or a GPU where --memory is given.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory", help="GB that the device has.", show_default="this machine's", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    system_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--system-memory",
+            help="GB that the system has beside it.",
+            show_default="this machine's",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(
+            "--flops-per-second",
+            help="Of the device, such as 1e14; without it, no times.",
+            show_default=False,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float,
+        typer.Option(
+            "--bandwidth", help="GB a second from system memory to the device.", rich_help_panel=MACHINE
+        ),
+    ] = 12.0,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a video needs before anything is loaded, and which memory policy fits.
+
+    Bytes and operations are counted on the model's own code, without its weights.
+    """
+    import json
+
+    from rich.console import Console
+
+    pixels = read_size(size)
+    console = Console(stderr=True)
+    with console.status("counting") as status:
+        from framepack.resources.estimate import estimate as work_out
+
+        found = work_out(
+            model,
+            size=pixels,
+            seconds=seconds,
+            method=method,
+            schedule=schedule,
+            steps=steps,
+            guidance=guidance,
+            device=device,
+            dtype=dtype,
+            memory=memory,
+            system=system_memory,
+            flops_per_second=flops_per_second,
+            bandwidth=bandwidth,
+            tell=lambda line: status.update(f"counting: {line}"),
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        show(found, Console(highlight=False))
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """(height, width), or None for ``auto``. Raises InputError: another form."""
+    if text == "auto":
+        return None
+    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    if found is None:
+        raise InputError(f"size '{text}' is not WIDTHxHEIGHT: give one such as 832x480")
+    return int(found[2]), int(found[1])
+
+
+# Shown ---------------------------------------------------------------------------------------------------
+
+
+def show(found: Estimate, console: Console) -> None:
+    """Stages, then policies, then what the numbers hang on."""
+    own, context = found.tokens
+    height, width = found.size
+    console.print(
+        f"[bold]{found.model}[/], {width} x {height}: {found.frames:,} frames at {found.fps:g} fps "
+        f"({found.frames / found.fps:.1f} s) in {found.sections:,} sections of up to {own:,} tokens that see "
+        f"{context:,}, {found.calls:,} calls of {found.section_operations / found.steps:.3g} FLOP at most; "
+        f"{found.dtype} on {found.device}",
+        markup=True,
+    )
+    console.print(_stages(found))
+    console.print(_policies(found))
+    console.print(f"  {_verdict(found)}", markup=False, style="bold")
+    for line in found.assumptions:
+        console.print(f"  {line}", style="dim", markup=False)
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 or column == "but" else "right")
+    return table
+
+
+def _stages(found: Estimate) -> Table:
+    table = _table("Stages", ("part", "weights", "at work", "FLOP"))
+    for stage in found.stages:
+        flop = f"{stage.operations:.3g}"
+        table.add_row(f"{stage.name} [dim]{stage.what}[/]", _gb(stage.weights), _gb(stage.activations), flop)
+    return table
+
+
+def _policies(found: Estimate) -> Table:
+    gpu = found.device.startswith("cuda")
+    last = ("time",) if found.timed else ()
+    columns = ("policy", "GPU" if gpu else "memory", "of it in", *(("system", "moved") if gpu else ()), *last)
+    given = f"{found.memory / GB:.4g} GB" + (f", system {found.system / GB:.4g} GB" if gpu else "")
+    table = _table(f"Policies, with {given}", ("", *columns, "but"))
+    chosen = found.chosen
+    for choice in found.choices:
+        fits = choice.fits and choice.fits_system
+        mark = "[green]fits[/]" if fits else "[red]no[/]"
+        cells = [mark, choice.policy.name, _over(choice.device, choice.fits), choice.stage]
+        if gpu:
+            cells += [_over(choice.system, choice.fits_system), _gb(choice.moved)]
+        if found.timed:
+            cells.append(_time(choice.seconds))
+        style = "bold" if choice is chosen else "" if fits else "dim"
+        table.add_row(*cells, ", ".join(choice.policy.changes), style=style)
+    return table
+
+
+def _verdict(found: Estimate) -> str:
+    chosen = found.chosen
+    if chosen is not None:
+        changes = f", with {' and '.join(chosen.policy.changes)}" if chosen.policy.changes else ""
+        return f"auto takes {chosen.policy.name}{changes}"
+    least = min(found.choices, key=_missing(found))
+    beside = f" and {_gb(least.system)} of system memory" if least.system else ""
+    return f"nothing fits: {least.policy.name} comes nearest, and needs {_gb(least.device)}{beside}"
+
+
+def _missing(found: Estimate):  # type: ignore[no-untyped-def]
+    def missing(choice: Choice) -> float:
+        return max(choice.device - found.memory, 0) + max(choice.system - found.system, 0)
+
+    return missing
+
+
+def _gb(count: float) -> str:
+    if count >= 10 * GB:
+        return f"{count / GB:.1f} GB"
+    return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
+
+
+def _over(count: float, fits: bool) -> str:
+    return _gb(count) if fits else f"[red]{_gb(count)}[/]"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
