@@ -122,14 +122,12 @@ def test_fp8_and_nf4_are_as_the_libraries_store_them(wan):
     functional = pytest.importorskip("bitsandbytes").functional
     architecture = find_architecture(str(wan))
     real = load_bundle(str(wan)).transformer.to(torch.bfloat16)
-    for part in ("time_embedder", "scale_shift_table"):  # stay in float32, which `to` knows nothing of
-        assert part in real._keep_in_fp32_modules
     found = weigh(architecture.hollow(dtype=torch.bfloat16), "nf4")
     hollow = architecture.hollow(dtype=torch.bfloat16)
     expected = bytes_held(hollow)
     largest = 0
     for name, layer in real.named_modules():
-        kept = any(part in name.split(".") for part in real._keep_in_fp32_modules)
+        kept = any(pattern in name for pattern in real._skip_layerwise_casting_patterns)
         if isinstance(layer, torch.nn.Linear) and not kept:
             packed, state = functional.quantize_4bit(layer.weight.data, blocksize=NF4_BLOCK, quant_type="nf4")
             expected += packed.nbytes + state.absmax.nbytes - layer.weight.nbytes
@@ -141,12 +139,12 @@ def test_fp8_and_nf4_are_as_the_libraries_store_them(wan):
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
     assert cast.total == sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
     plain = weigh(architecture.hollow(dtype=torch.bfloat16))
-    assert found.total < cast.total < plain.total < plain.pinned < 2 * plain.total
+    assert found.total < cast.total < plain.total
     assert plain.unpacked == 0 and cast.unpacked > 0
 
 
 def test_published_parts_have_their_parameters():
-    """Billions: Llama 3 8B without its head, CLIP-L's text half, SigLIP's picture half, umT5-XXL's encoder."""
+    """Billions: Llama 3 8B without its head, CLIP-L's text half, SigLIP's picture half, umT5-XXL."""
     found = {e.name: e for e in encoders(find_architecture("base"), CUDA)}
     assert [*found] == [name for family, name in PUBLISHED if family == "hunyuan_video"]
     assert found["text_encoder"].weights.total / 2e9 == pytest.approx(7.505, rel=0.001)
@@ -278,7 +276,7 @@ def test_each_step_down_takes_less_of_the_device(large):
     parts = ("transformer", "decode", "text_encoder")
     assert found["full"].device >= sum(stages[name].weights for name in parts)
     assert found["full"].device - found["models"].device >= stages["decode"].weights
-    assert found["layers"].system > found["models"].system > found["full"].system
+    assert found["models"].system > found["layers"].system > found["full"].system
     assert found["full"].seconds < found["models"].seconds and found["full"].moved == 0
 
 
@@ -362,11 +360,11 @@ def test_bad_input_is_told_in_one_line(run, tiny, wan, tmp_path):
         ("--size", "33x32"): "size 33x32: both must be multiples of 8",
         ("--size", "4000x4000"): "sides must be",
         ("--seconds", "-1"): "-1",
-        ("--memory", "0"): "--memory 0 must be above 0",
-        ("--memory", "nan"): "--memory nan must be above 0",
-        ("--system-memory", "-2"): "--system-memory -2 must be above 0",
-        ("--bandwidth", "0"): "--bandwidth 0 must be above 0",
-        ("--steps", "0"): "--steps 0 must be above 0",
+        ("--memory", "0"): "--memory 0 must be a number above 0",
+        ("--memory", "nan"): "--memory nan must be a number above 0",
+        ("--system-memory", "-2"): "--system-memory -2 must be a number above 0",
+        ("--bandwidth", "0"): "--bandwidth 0 must be a number above 0",
+        ("--steps", "0"): "--steps 0 must be a number above 0",
         ("--guidance", "-1"): "--guidance -1 must be 0 or more",
         ("--dtype", "fp8"): "dtype 'fp8': choose one of auto, float32, bfloat16, float16",
         ("--device", "tpu"): "device 'tpu' is not on this machine",
@@ -391,7 +389,7 @@ def test_released_configuration_is_found_in_a_folder_of_it(hunyuan):
     found = of(hunyuan, seconds=1)
     assert not any("published" in line for line in found.assumptions)
     assert framepack_transformer().config.num_layers == 1
-    with pytest.raises(InputError, match="above 0"):
+    with pytest.raises(InputError, match="inf must be a number"):
         of(hunyuan, memory=float("inf"))
 
 

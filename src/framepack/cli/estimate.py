@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from framepack.resources.estimate import Choice, Estimate
+    from framepack.resources.estimate import Estimate
 
 MACHINE = "The machine"
 GB = 1e9
@@ -218,16 +218,10 @@ def _verdict(found: Estimate) -> str:
     if chosen is not None:
         changes = f", with {' and '.join(chosen.policy.changes)}" if chosen.policy.changes else ""
         return f"auto takes {chosen.policy.name}{changes}"
-    least = min(found.choices, key=_missing(found))
+    room = (found.memory, found.system)
+    least = min(found.choices, key=lambda c: max(c.device - room[0], 0) + max(c.system - room[1], 0))
     beside = f" and {_gb(least.system)} of system memory" if least.system else ""
     return f"nothing fits: {least.policy.name} comes nearest, and needs {_gb(least.device)}{beside}"
-
-
-def _missing(found: Estimate):  # type: ignore[no-untyped-def]
-    def missing(choice: Choice) -> float:
-        return max(choice.device - found.memory, 0) + max(choice.system - found.system, 0)
-
-    return missing
 
 
 def _gb(count: float) -> str:

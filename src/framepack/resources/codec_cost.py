@@ -57,7 +57,7 @@ class CodecCost:
             kind = VAES[self.what]
             config = config or (WAN_2_2_VAE if spec.latent_channels == 48 else {})
             with torch.device("meta"), made_in(released_dtype(kind, device)):
-                made = kind.fromconfig_of(config)
+                made = kind.from_config(config)
         made.eval().requires_grad_(False)
         self.weights = weigh(made)
         with self._mode:
@@ -121,7 +121,7 @@ class CodecCost:
                 vae.tile_sample_min_num_frames // stride + 1,
                 vae.tile_sample_stride_num_frames // stride,
             ]
-        pushes = []
+        pushes: list[int] = []
         for most in wanted:
             now = min(most, latents - sum(pushes))
             pushes += [now] if now > 0 else []

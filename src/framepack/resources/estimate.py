@@ -22,7 +22,7 @@ from framepack.resources.fitting import GB, RESERVE, Choice, Work, fitted
 from framepack.resources.hollow import Architecture, find_architecture
 from framepack.resources.kinds import Kind, Simulated, Throughput
 from framepack.resources.machine import device_memory, system_memory
-from framepack.resources.policy import DEVICE, FP8, POLICIES, Policy
+from framepack.resources.policy import DEVICE, NF4, POLICIES, Policy
 from framepack.resources.sections import PACKED, grid_of, timeline_of
 from framepack.resources.weights import Weights, weigh
 
@@ -151,7 +151,7 @@ def estimate(
         raise InputError(f"size {grid[1] * stride}x{grid[0] * stride}: sides must be {most} px at most")
     timeline = timeline_of(spec, own, seconds, spec.fps)
     elsewhere = device == "auto" and (memory is not None or flops_per_second is not None)
-    where = torch.device("cuda") if elsewhere or device.startswith("cuda") else pick_device(device)
+    where = torch.device("cuda") if elsewhere or device == "cuda" else pick_device(device)
     if memory is None:
         memory = device_memory(where) / GB
     system = system_memory() / GB if system is None else system
@@ -225,7 +225,7 @@ def estimate(
 def _check(numbers: dict[str, float | None]) -> None:
     for name, value in numbers.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} {value:g} must be above 0")
+            raise InputError(f"{name} {value:g} must be a number above 0")
 
 
 def _dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -240,7 +240,8 @@ def _of(device: torch.device) -> list[Policy]:
     """Policies for a device: one that shares the system's memory has nothing to move its weights to."""
     if device.type == "cuda":
         return [*POLICIES.values()]
-    return [p for p in POLICIES.values() if p.placement == DEVICE and p.storage in (None, FP8)]
+    lacks = () if device.type == "cpu" else (NF4,)
+    return [p for p in POLICIES.values() if p.placement == DEVICE and p.storage not in lacks]
 
 
 def _weights(architecture: Architecture, simulated: Simulated, storage: str | None) -> Weights:
@@ -290,7 +291,6 @@ def _assumptions(work: Work, flops: float | None, bandwidth: float) -> list[str]
         return lines
     lines += [
         f"{RESERVE:g} GB of the GPU are left to CUDA itself",
-        "page-locked system memory (layers) is handed out by PyTorch in powers of two",
         f"{bandwidth:g} GB/s from system memory to the GPU; by models, transformer and codec change places "
         "in every section; by layers, the next one comes while one computes",
     ]

@@ -21,7 +21,7 @@ class Choice:
     Attributes:
         device, system: most bytes at once on the device and in system memory.
         stage: in which the device holds most.
-        moved: bytes moved to and from the device in the whole video.
+        moved: bytes moved to the device in the whole video.
         seconds: of the whole video at the throughput given, or a nominal one.
         fits: in the device's memory. fits_system: in the system's.
     """
@@ -67,27 +67,27 @@ def fitted(policy: Policy, work: Work, room: tuple[float, float], flops: float, 
     weights, plain = work.weights[policy.storage], work.weights[None]
     encode, decode = work.codec[int(policy.tiled)]
     codec, read = encode.weights.total, max((e.held for e in work.encoders), default=0)
-    stays = weights.total + codec if policy.placement == DEVICE else 0
+    # Beside an encoder there is what stays; by models, the codec too, which has just seen the start picture.
+    stays = {DEVICE: weights.total + codec, MODEL: 0, LAYER: codec}[policy.placement]
     peaks = {}
     for encoder in work.encoders:
         whole = shared or not policy.streams_encoders
         brought = encoder.weights.total if whole else encoder.weights.layers
-        peaks[encoder.name] = stays + brought + encoder.activations
-    own = {DEVICE: stays, MODEL: weights.total, LAYER: weights.layers}[policy.placement]
-    peaks["transformer"] = own + weights.unpacked + work.activations
+        peaks[encoder.name] = max(stays, codec) + brought + encoder.activations
+    own = {DEVICE: 0, MODEL: weights.total, LAYER: weights.layers}[policy.placement]
+    peaks["transformer"] = stays + own + weights.unpacked + work.activations
     for step in (encode, decode):
-        peaks[step.name] = (stays or codec) + step.activations
+        peaks[step.name] = max(stays, codec) + step.activations
     stage = max(peaks, key=peaks.__getitem__)
     # Transformers are loaded whole, in what they compute in, before anything is done with them.
-    resident = {DEVICE: 0, MODEL: weights.total + codec, LAYER: weights.pinned + codec}[policy.placement]
+    resident = {DEVICE: 0, MODEL: weights.total + codec, LAYER: weights.total}[policy.placement]
     system = max(plain.total + codec, resident + read)
     moved = sum(encoder.held for encoder in work.encoders) if policy.streams_encoders and not shared else 0
     streamed = 0
     if policy.placement == MODEL:
-        moved += 2 * work.sections * (weights.total + codec)
+        moved += work.sections * (weights.total + codec)
     elif policy.placement == LAYER:
         streamed = work.calls * weights.total
-        moved += 2 * work.sections * codec
     done = work.operations / flops
     others = sum(part.operations for part in (*work.encoders, encode, decode)) / flops
     seconds = max(done, streamed / bandwidth) + others + moved / bandwidth

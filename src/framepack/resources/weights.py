@@ -19,14 +19,12 @@ NF4_BLOCK = 64
 class Weights:
     """All in bytes.
 
-    total: of all weights. pinned: the same in page-locked memory, where PyTorch rounds each tensor up to a
-        power of two (ATen/core/CachingHostAllocator.h). layers: of the two largest layers, which are on a
-        device together where the next one comes while one computes.
+    total: of all weights. layers: of the two largest layers, which are on a device together where the next one
+        comes while one computes.
     unpacked: of the largest layer in what it computes in, beside its stored weights; 0 where they are alike.
     """
 
     total: int
-    pinned: int
     layers: int
     unpacked: int
 
@@ -43,7 +41,6 @@ def weigh(model: Any, storage: str | None = None, dtype: torch.dtype = torch.bfl
         model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     seen: set[int] = set()
     layers = [_stored(model, name, module, storage, seen) for name, module in model.named_modules()]
-    sizes = [size for layer in layers for size in layer]
     largest = sorted(map(sum, layers), reverse=True)
     unpacked = [
         sum(p.numel() for p in module.parameters(recurse=False)) * dtype.itemsize
@@ -51,8 +48,7 @@ def weigh(model: Any, storage: str | None = None, dtype: torch.dtype = torch.bfl
         if storage is not None and _is_packed(model, name, module, storage)
     ]
     return Weights(
-        total=sum(sizes),
-        pinned=sum(1 << (size - 1).bit_length() for size in sizes if size),
+        total=sum(map(sum, layers)),
         layers=sum(largest[:2]),
         unpacked=max(unpacked, default=0),
     )
@@ -62,8 +58,8 @@ def _is_packed(model: Any, name: str, layer: nn.Module, storage: str) -> bool:
     """Whether a layer's weights are stored smaller: by the casting that is on it, or as nf4 would have it."""
     if storage == FP8:
         return any(p.dtype == torch.float8_e4m3fn for p in layer.parameters(recurse=False))
-    kept = model._keep_in_fp32_modules or ()
-    return isinstance(layer, nn.Linear) and not any(part in name.split(".") for part in kept)
+    kept = model._skip_layerwise_casting_patterns or ()
+    return type(layer) is nn.Linear and not any(pattern in name for pattern in kept)
 
 
 def _stored(model: Any, name: str, layer: nn.Module, storage: str | None, seen: set[int]) -> list[int]:
