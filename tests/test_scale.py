@@ -17,6 +17,16 @@ from hypothesis import strategies as st
 from framepack.errors import InputError, UnknownNameError
 from framepack.evaluation.scale import simulate, write
 from framepack.evaluation.scale.files import as_markdown, of_operations, of_time
+from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
+from framepack.models.wan import PackedWanTransformer3DModel
+from framepack.packing.context import ContextTensors, Memory, PackedContext
+from framepack.packing.schedule import PackingSchedule
+from framepack.planning.method import METHODS, named_method
+from framepack.planning.planners import plan
+from framepack.planning.timeline import Timeline
+from framepack.resources.hollow import WAN_SIZES, Architecture, find_architecture
+from framepack.resources.operations import operation_counter
+from framepack.resources.section_cost import SectionCost, Seen, Shape, steering
 from framepack.resources.sections import (
     CACHE,
     FULL,
@@ -32,16 +42,6 @@ from framepack.resources.sections import (
     whole,
     window_of,
 )
-from framepack.models.hunyuan_video import PackedHunyuanVideoTransformer3DModel
-from framepack.models.wan import PackedWanTransformer3DModel
-from framepack.packing.context import ContextTensors, Memory, PackedContext
-from framepack.packing.schedule import PackingSchedule
-from framepack.planning.method import METHODS, named_method
-from framepack.planning.planners import plan
-from framepack.planning.timeline import Timeline
-from framepack.resources.hollow import WAN_SIZES, Architecture, find_architecture
-from framepack.resources.operations import operation_counter
-from framepack.resources.section_cost import SectionCost, Seen, Shape, steering
 from framepack.resources.tally import Tally, tensors_in
 from tiny import save_tiny, tiny_spec
 from tiny_framepack import framepack_transformer, save_released

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from framepack.errors import InputError
 
-
 CHUNK = 8
 """Frames that come from the latents of one push, about."""
 

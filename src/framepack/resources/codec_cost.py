@@ -102,9 +102,11 @@ class CodecCost:
         def push(told: Callable[[], int]) -> None:
             decoder = stream_decoder(self._codec)
             for count in pushes:
-                decoder.push(torch.empty(1, self.spec.latent_channels, count, *self.grid))
+                # What came of one push is held during the next.
+                pixels = decoder.push(torch.empty(1, self.spec.latent_channels, count, *self.grid))
                 counts.append(told())
-            decoder.finish()
+            pixels = decoder.finish()
+            del pixels
 
         peak, operations = self._run(push)
         if latents > done:

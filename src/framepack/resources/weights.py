@@ -19,8 +19,8 @@ NF4_BLOCK = 64
 class Weights:
     """All in bytes.
 
-    total: of all weights. layers: of the two largest layers, which are on a device together where the next one
-        comes while one computes.
+    total: of all weights.
+    layers: of the two largest layers, which are on a device together where one comes while one computes.
     unpacked: of the largest layer in what it computes in, beside its stored weights; 0 where they are alike.
     """
 
