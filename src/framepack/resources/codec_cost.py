@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framepack.codecs.frame import FrameAutoencoder
 from framepack.codecs.streaming import stream_decoder, together
+from framepack.errors import ModelError, first_line
 from framepack.packing.schedule import Grid
 from framepack.resources.alike import Alike
 from framepack.resources.companions import Companion, config_of, fields_of
@@ -38,6 +39,9 @@ class CodecCost:
 
     Args:
         device: where it would work, which says what in.
+
+    Raises:
+        ModelError: a configuration that makes no codec.
     """
 
     def __init__(self, architecture: Architecture, grid: Grid, device: torch.device) -> None:
@@ -56,8 +60,14 @@ class CodecCost:
             self.what = "AutoencoderKLWan" if spec.family == "wan" else "AutoencoderKLHunyuanVideo"
             kind = VAES[self.what]
             config = config or (WAN_2_2_VAE if spec.latent_channels == 48 else {})
-            with torch.device("meta"), made_in(released_dtype(kind, device)):
-                made = kind.from_config(config)
+            try:
+                with torch.device("meta"), made_in(released_dtype(kind, device)):
+                    made = kind.from_config(config)
+            except Exception as error:  # torch and diffusers have errors of many kinds for it
+                raise ModelError(
+                    f"{spec.name}'s vae has a configuration that makes no {self.what} "
+                    f"({first_line(error)}): download it again"
+                ) from error
         made.eval().requires_grad_(False)
         self.weights = weigh(made)
         with self._mode:
