@@ -115,6 +115,25 @@ def test_a_policy_does_what_its_name_says(model):
         place(replace(load_bundle(str(model))), POLICIES["layers-tiled"], torch.device("mps"))
 
 
+def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(monkeypatch):
+    from framepack.generation import placement
+    from framepack.generation.selection import select
+    from framepack.models.variants import VARIANTS
+
+    request = GenerateRequest(model="base", prompt="a ball", size="832x480", memory="auto", untrained=True)
+    selection = select(request, VARIANTS["base"].spec())
+    told = {}
+    monkeypatch.setattr("framepack.resources.estimate.system_memory", lambda: 64 * 10**9)
+    for there in (80, 24, 6):
+        monkeypatch.setattr(placement, "device_memory", lambda device, there=there: there * 1e9)
+        told[there] = placement.policy_for(request, selection, torch.device("cuda")).name
+    assert told[80].startswith("full") and told[6] == "layers-tiled" and told[24] != told[80]
+    monkeypatch.setattr(placement, "device_memory", lambda device: 1e9)
+    with pytest.raises(InputError, match=r"at 832x480 needs .* GB of the GPU .*; here are 1\.0 GB and 64\.0"):
+        placement.policy_for(request, selection, torch.device("cuda"))
+    assert placement.policy_for(request, selection, CPU).name == "full"
+
+
 def test_the_command_line_takes_a_policy_and_refuses_what_is_none(model, tmp_path):
     out = tmp_path / "v.mp4"
     asked = ["generate", "--model", str(model), "--prompt", "a ball", "--frames", "9", "--out", str(out)]

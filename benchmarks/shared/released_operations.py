@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from framepack.evaluation.scale.sections import packed_sections
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from framepack.evaluation.scale.sections import packed_sections
 from framepack.planning.method import named_method
 from framepack.planning.timeline import Timeline
 from framepack.resources.hollow import find_architecture

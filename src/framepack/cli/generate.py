@@ -130,7 +130,7 @@ def generate(
         str,
         typer.Option(
             "--memory",
-            help="How the model is fitted into memory: full, low, models, layers, fp8, nf4 ...",
+            help="How the model is fitted into memory: full, auto, low, models, layers, fp8 ...",
             rich_help_panel=HOW,
         ),
     ] = "full",

@@ -17,12 +17,50 @@ from torch.utils._pytree import tree_map
 
 from framepack.codecs.video_vae import VideoCodec
 from framepack.errors import InputError
+from framepack.generation.request import GenerateRequest
+from framepack.generation.selection import Selection
 from framepack.models.bundle import Bundle
 from framepack.models.loading import move_companions
-from framepack.resources.policy import FP8, LAYER, MODEL, Policy
+from framepack.resources.estimate import GB, estimate
+from framepack.resources.machine import device_memory
+from framepack.resources.policy import AUTO, FP8, FULL, LAYER, MODEL, POLICIES, Policy, find_policy
 
 BLOCK = 64
 """Weights of nf4 that share a scale."""
+
+
+def policy_for(request: GenerateRequest, selection: Selection, device: torch.device) -> Policy:
+    """The policy that a request names. ``auto`` is the one that changes least of those that fit.
+
+    Raises:
+        UnknownNameError: no such policy. InputError: ``auto``, and none that fits.
+    """
+    if request.memory != AUTO:
+        return find_policy(request.memory)
+    if device.type != "cuda":
+        return POLICIES[FULL]
+    there, timeline = device_memory(device) / GB, selection.timeline
+    found = estimate(
+        request.model,
+        size=selection.size,
+        seconds=timeline.frames / timeline.fps,
+        method=request.method,
+        schedule=request.schedule,
+        steps=request.steps,
+        guidance=request.guidance,
+        device="cuda",
+        dtype=request.dtype,
+        memory=there,
+    )
+    if found.chosen is not None:
+        return found.chosen.policy
+    least = min(found.choices, key=lambda choice: (not choice.fits, choice.device))
+    height, width = selection.size
+    raise InputError(
+        f"{found.model} at {width}x{height} needs {least.device / GB:.1f} GB of the GPU and "
+        f"{least.system / GB:.1f} GB of the system with --memory {least.policy.name}, the least there is; "
+        f"here are {there:.1f} GB and {found.system / GB:.1f} GB: choose a smaller --size or --schedule"
+    )
 
 
 def place(bundle: Bundle, policy: Policy, device: torch.device) -> Bundle:

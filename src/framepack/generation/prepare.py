@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from framepack.generation.config import RunConfig, resolve
-from framepack.generation.placement import place
+from framepack.generation.placement import place, policy_for
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
@@ -24,7 +24,7 @@ from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
 from framepack.models.step_cache import StepCache, check_stages
-from framepack.resources.policy import FULL, find_policy
+from framepack.resources.policy import FULL
 from framepack.sampling.solvers import check_solver
 
 HELD = 2
@@ -56,7 +56,8 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         # Of a model that is still on the hub the parts are unknown.
         held = source.repository is not None or CODEBOOK in source.parts
         check_codebook(selection.method, spec.name, present=held)
-        device, policy = pick_device(request.device), find_policy(request.memory)
+        device = pick_device(request.device)
+        policy = policy_for(request, selection, device)
         attention = check_attention(request.attention, device)
         dtype = pick_dtype(request.dtype, device)
         if policy.name == FULL:
