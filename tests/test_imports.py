@@ -100,6 +100,7 @@ PUBLIC = {
     "framepack.errors": [
         "FramePackError",
         "InputError",
+        "LostProcessError",
         "ModelError",
         "NotationError",
         "OutOfMemoryError",

@@ -45,6 +45,7 @@ class RunCost:
         stages: seconds by stage, as ``Finished`` tells them; empty when the run was stopped.
         wall: seconds from the first event to the last.
         resident: bytes of memory after decoding; 0 when the run was stopped.
+        peaks: the most bytes that each process has held, this one first; empty when the run was stopped.
     """
 
     context_tokens: int = 0
@@ -54,6 +55,7 @@ class RunCost:
     stages: dict[str, float] = field(default_factory=dict)
     wall: float = 0.0
     resident: int = 0
+    peaks: tuple[int, ...] = ()
 
 
 def measure(
@@ -94,6 +96,7 @@ def measure(
                 cost.resident = resident_memory()
             elif isinstance(event, Finished):
                 cost.stages = dict(event.seconds)
+                cost.peaks = (event.peak_memory, *event.other_peaks)
 
         with contextlib.suppress(_Enough):
             job.carry_out(told)

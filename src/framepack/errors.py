@@ -12,7 +12,7 @@ SHOWN = 60
 """Characters of a long text shown on each side of a fault."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another program's error says, cut to its first line that says anything; else its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
@@ -61,6 +61,10 @@ class ModelError(FramePackError):
 
 class OutOfMemoryError(FramePackError, MemoryError):
     """Memory that ran out in the middle of something; what is finished is kept."""
+
+
+class LostProcessError(FramePackError):
+    """A process that a run was shared with, and that ended before it; what is finished is kept."""
 
 
 class OutputError(FramePackError, OSError):

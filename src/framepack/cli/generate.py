@@ -120,6 +120,12 @@ def generate(
             rich_help_panel=HOW,
         ),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", help="How many devices compute each section together.", rich_help_panel=HOW
+        ),
+    ] = 1,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=HOW)
     ] = "auto",
@@ -206,6 +212,7 @@ def generate(
         step_cache=step_cache,
         compile=compile,
         attention=attention,
+        devices=devices,
         device=device,
         dtype=dtype,
         memory=memory,

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds by stage: ``with clock("sample"): ...`` adds up."""
+    """Seconds by stage: ``with clock("sample"): ...`` adds up.
+
+    other_peaks: the most bytes that each process beside this one has held.
+    """
 
     def __init__(self, **seconds: float) -> None:
         self.seconds = dict(seconds)
+        self.other_peaks: tuple[int, ...] = ()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

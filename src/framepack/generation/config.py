@@ -48,6 +48,7 @@ class RunConfig:
         device, dtype: other devices and precisions round differently.
         step_cache: ``StepCache.to_json``; None without. compiled, attention: other code rounds differently;
             None is the attention that framepack takes by itself.
+        devices: how many compute each section together, which rounds differently too.
     """
 
     model_digest: str
@@ -76,6 +77,7 @@ class RunConfig:
     step_cache: dict[str, Any] | None = None
     compiled: bool = False
     attention: str | None = None
+    devices: int = 1
     sampling_version: int = SAMPLING_VERSION
 
     @property
@@ -86,6 +88,8 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         given = [list(each) for each in self.given]
         told = asdict(self) | {"shift": shift_to_json(self.shift), "given": given}
+        if self.devices == 1:
+            del told["devices"]
         return {name: value for name, value in told.items() if value or name not in _ONLY_WHERE_SET}
 
     @property
@@ -136,6 +140,7 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         cues=script.to_json() if changes else None,
         negative_prompt="" if guidance == 1 else request.negative_prompt,
         image=None if selection.picture is None else picture_digest(selection.picture),
+        devices=request.devices,
         device=bundle.device.type,
         dtype=dtype_name(bundle.transformer.dtype),
         embedded_guidance=(

@@ -115,6 +115,7 @@ class Finished:
             to pixels), ``encode`` (pixels to the video file).
         context_tokens: as in ``Started``.
         peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
+        other_peaks: the same of each process beside this one, where several devices made sections.
     """
 
     out: Path
@@ -126,6 +127,7 @@ class Finished:
     cached: bool
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    other_peaks: tuple[int, ...] = ()
 
 
 Event = Started | Step | SectionFinished | Decoding | Grown | Remark | Decoded | Finished

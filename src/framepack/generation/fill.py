@@ -13,6 +13,7 @@ import torch
 from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
 from framepack.generation.decode import preview
+from framepack.generation.devices import sampling
 from framepack.generation.events import SectionFinished, Step
 from framepack.generation.hashing import hash_json
 from framepack.generation.held import as_held, held_latents
@@ -41,8 +42,20 @@ def fill(
     Args:
         on_stored: told of each when it is on the timeline, and of what is given.
     """
+    with sampling(job, clock) as sample:
+        maker = SectionMaker(job.config, job.bundle, clock, job.picture, store.prompts, sample)
+        return _filled(job, store, maker, clock, emit, on_stored)
+
+
+def _filled(
+    job: PreparedRun,
+    store: RunStore,
+    maker: SectionMaker,
+    clock: Clock,
+    emit: Emit,
+    on_stored: OnStored,
+) -> list[Stored]:
     sections = job.plan.sections
-    maker = SectionMaker(job.config, job.bundle, clock, job.picture, store.prompts)
     for known in job.known:
         frames = range(known.at, known.at + known.latents.shape[1])
         stored = _known(job.config, store, frames, known.digest, known.latents.clone)

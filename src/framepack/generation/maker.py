@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from framepack.conditioning.embeds import Conditioning, mixed
 from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
+from framepack.generation.devices import Sample, sample
 from framepack.generation.hashing import hash_json, section_seed
 from framepack.generation.store import Edit, RunStore
 from framepack.generation.tail import Tails
@@ -26,7 +28,6 @@ from framepack.planning.sections import Section
 from framepack.planning.timeline import Timeline
 from framepack.sampling.grids import section_sigmas
 from framepack.sampling.guidance import cfg_zero_star, classifier_free
-from framepack.sampling.section import sample_section
 from framepack.sampling.shown import history_generator, shown, without_history
 from framepack.sampling.solvers import solver_of
 
@@ -103,6 +104,7 @@ class SectionMaker:
 
     Args:
         changed: prompts of sections that have one of their own.
+        sample: from noise to latents, here or on several devices.
     """
 
     def __init__(
@@ -112,12 +114,14 @@ class SectionMaker:
         clock: Clock,
         picture: Image | None = None,
         changed: Iterable[str] = (),
+        sample: Sample = sample,
     ) -> None:
         self.config, self.bundle, self.clock, self.picture = config, bundle, clock, picture
         negative = [config.negative_prompt] if config.guidance != 1.0 else []
         others = (prompt for prompt in changed if prompt != config.prompt)
         self.prompts = list(dict.fromkeys([*config.script.prompts, *others, *negative]))
         self.device, self.dtype = bundle.device, bundle.transformer.dtype
+        self.sample = sample
         self._prompts: dict[str, Conditioning] = {}
 
     def make(self, section: Section, edit: Edit, told: Mix, store: Latents, on_step: OnStep) -> torch.Tensor:
@@ -146,22 +150,21 @@ class SectionMaker:
             negative = self._encode(config.negative_prompt) if config.guidance != 1.0 else None
         cache = None if config.step_cache is None else StepCache.from_json(config.step_cache)
         with self.clock("sample"), step_cache(model, cache, steps):
-            latents = sample_section(
-                model,
-                noise=noise.to(self.device),
-                positions=torch.tensor(section.positions),
-                context=context,
-                prompt=prompt,
-                negative=negative,
-                guidance=config.guidance,
-                sigmas=section_sigmas(steps, config.shift, noise.shape[2:], kernel, config.sigmas),
-                solver=solver_of(config.solver, spec, config.guidance),
-                guide=cfg_zero_star if pyramid is not None and pyramid.cfg_zero else classifier_free,
-                history_guidance=method.history_guidance,
-                without=without_history(context, method),
-                attention=self.bundle.attention,
-                on_step=on_step,
-            )
+            given = {
+                "noise": noise.to(self.device),
+                "positions": torch.tensor(section.positions),
+                "context": context,
+                "prompt": prompt,
+                "negative": negative,
+                "guidance": config.guidance,
+                "sigmas": section_sigmas(steps, config.shift, noise.shape[2:], kernel, config.sigmas),
+                "guide": cfg_zero_star if pyramid is not None and pyramid.cfg_zero else classifier_free,
+                "history_guidance": method.history_guidance,
+                "without": without_history(context, method),
+                "attention": self.bundle.attention,
+            }
+            make_solver = partial(solver_of, config.solver, spec, config.guidance)
+            latents = self.sample(model, make_solver, given, on_step)
             return latents[0].float().cpu()
 
     def forget(self, kept: Iterable[str]) -> None:

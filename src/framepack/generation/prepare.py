@@ -9,7 +9,9 @@ from functools import partial
 
 import torch
 
+from framepack.errors import InputError
 from framepack.generation.config import RunConfig, resolve
+from framepack.generation.devices import check_devices
 from framepack.generation.placement import place, policy_for
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest
@@ -59,6 +61,8 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         device = pick_device(request.device)
         policy = policy_for(request, selection, device)
         attention = check_attention(request.attention, device)
+        if request.devices > 1:
+            check_devices(request.devices, device, source, attention)
         dtype = pick_dtype(request.dtype, device)
         if policy.name == FULL:
             bundle = load_bundle(source, device, dtype)
@@ -68,6 +72,10 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         bundle = replace(bundle, attention=attention)
         if request.compile:
             bundle = compiled(bundle)
+    elif request.devices > 1:
+        raise InputError(
+            f"{request.devices} devices: a loaded model stays on the one it is on, give the model by its name"
+        )
     assert bundle is not None
     check_codebook(selection.method, spec.name, present=bundle.codebook is not None)
     config = resolve(request, selection, bundle)

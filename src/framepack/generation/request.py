@@ -51,6 +51,7 @@ class GenerateRequest:
         step_cache: some steps reuse what earlier ones computed: ``first-block``, ``mag`` or ``taylorseer``,
             with ``=`` and a value, see ``models.step_cache``. compile: have PyTorch compile the blocks first.
         attention: of diffusers' backends, by name.
+        devices: how many compute each section together.
         device: ``auto`` or a PyTorch device. dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         memory: policy that the model is fitted into memory by, see ``resources.policy``.
         out: the MP4; ``outputs/{job}.mp4`` by default. workdir: run folder; ``{job}`` beside ``out``.
@@ -85,6 +86,7 @@ class GenerateRequest:
     step_cache: str | None = None
     compile: bool = False
     attention: str | None = None
+    devices: int = 1
     device: str = "auto"
     dtype: str = "auto"
     memory: str = "full"
@@ -107,6 +109,15 @@ class GenerateRequest:
                 raise InputError(f"{name} {scale:g} must be 0 to {MAX_GUIDANCE:g}; 1 is none")
         if self.step_cache is not None:
             StepCache.parse(self.step_cache)
+        if self.devices < 1:
+            raise InputError(f"{self.devices} devices: use 1 or more")
+        if self.devices > 1 and (self.compile or self.step_cache is not None):
+            what = "compiled blocks" if self.compile else f"step cache '{self.step_cache}'"
+            raise InputError(f"{what} and {self.devices} devices do not go together: leave one of them out")
+        if self.devices > 1 and self.memory != "full":
+            raise InputError(
+                f"memory policy '{self.memory}' and {self.devices} devices do not go together: leave one out"
+            )
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")
         check_prompt(self.negative_prompt, "negative prompt")

@@ -247,7 +247,7 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
         x = self._run(x, text, text_mask, times, turns, noisy, memory)
 
         temb, _ = times
-        x = self.proj_out(self.norm_out(x[:, -noisy:], temb))
+        x = self.proj_out(self.norm_out(x, temb))
         counts = [length // k for length, k in zip(padded.shape[2:], base, strict=True)]
         x = x.unflatten(2, (-1, *base)).unflatten(1, counts)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
@@ -263,14 +263,18 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
         noisy: int,
         memory: Memory | None,
     ) -> torch.Tensor:
-        """Latent tokens (B, n, D) through the blocks, the last ``noisy`` of them at the noisy timestep."""
-        history = x.shape[1] - noisy
+        """Latent tokens (B, n, D) through the blocks; gives the last ``noisy``, at the noisy timestep."""
+        if self.share is not None:
+            text, text_mask = self.share.enough(text, text_mask)
+        x, text = self._own(x, noisy), self._own(text, text.shape[1])
+        turns = (self._own(turns[0], noisy, 0), self._own(turns[1], noisy, 0))
+        own = self._own_noisy(noisy)
+        history = x.shape[1] - own
         mask = None
         if text_mask is not None:
             remembered = next(iter(memory.held.values()))[0].shape[1] if memory is not None else 0
-            latents = text_mask.new_ones(len(text_mask), remembered + x.shape[1])
-            mask = torch.cat([latents, text_mask], dim=1)[:, None, None]
-        rotary = SplitPhases(*turns, noisy, memory) if self.config.isolated_history else turns
+            mask = self._shown(remembered + x.shape[1], text_mask)[:, None, None]
+        rotary = SplitPhases(*turns, own, memory) if self.config.isolated_history else turns
         for block in (*self.transformer_blocks, *self.single_transformer_blocks):
             # Plain blocks leave the last two aside.
             inputs = (x, text, times[0], mask, rotary, times[1], history)
@@ -278,7 +282,7 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
                 x, text = self._gradient_checkpointing_func(block, *inputs)
             else:
                 x, text = block(*inputs)
-        return x
+        return self._whole(x[:, history:], noisy)
 
     def _phases(
         self,

@@ -83,6 +83,18 @@ def _load_framepack(source: Source, dtype: torch.dtype) -> Any:
     return PackedHunyuanVideoTransformer3DModel.adopt(base, ())
 
 
+def load_on(source: Source, device: torch.device, dtype: torch.dtype, *, computes: bool = True) -> Any:
+    """The packed transformer of a model on a device; errors as of ``load_transformer``.
+
+    Args:
+        computes: as in ``load_bundle``.
+    """
+    transformer = load_transformer(source, dtype).to(device)
+    if computes and device.type == "cpu":
+        _align(transformer)
+    return transformer
+
+
 _LAYOUTS: dict[str, Callable[[Source, torch.dtype], Any]] = {
     "PackedWanTransformer3DModel": _load_wan,
     "HeliosTransformer3DModel": _load_helios,
@@ -256,9 +268,7 @@ def load_bundle(
     source = (resolve_model(model, parts) if isinstance(model, str) else model).complete()
     device = torch.device(device)
     codec, conditioner = load_companions(source, device, dtype)
-    transformer = load_transformer(source, dtype).to(device)
-    if computes and device.type == "cpu":
-        _align(transformer)
+    transformer = load_on(source, device, dtype, computes=computes)
     check_parts(source.spec, transformer, codec, conditioner)
     codebook = load_codebook(source.parts[CODEBOOK]) if CODEBOOK in source.parts else None
     if codebook is not None and codebook.config.channels != source.spec.latent_channels:

@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, T target frames, h w latent grid, D model wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
@@ -17,14 +17,21 @@ from framepack.packing.context import Memory, PackedContext
 from framepack.packing.kernels import PatchKernels, pad_to_kernel
 from framepack.packing.schedule import Kernel
 
+if TYPE_CHECKING:
+    from framepack.models.parallel import Share
+
 
 class PackedTransformer:
-    """Stands before diffusers' class among the bases of a packed transformer."""
+    """Stands before diffusers' class among the bases of a packed transformer.
+
+    share: of its sequence, where several processes compute it together.
+    """
 
     config: Any
     packing_kernels: PatchKernels
     is_cache_enabled: bool
     register_to_config: Callable[..., None]
+    share: Share | None = None
 
     @property
     def base_projection(self) -> nn.Conv3d:
@@ -62,3 +69,21 @@ class PackedTransformer:
             return None
         check_isolated(context)
         return None if self.is_cache_enabled else context.memory
+
+    def _own(self, tokens: torch.Tensor, noisy: int, dim: int = 1) -> torch.Tensor:
+        """This process's part of a sequence [history | ``noisy`` tokens] along ``dim``."""
+        return tokens if self.share is None else self.share.own(tokens, noisy, dim)
+
+    def _own_noisy(self, noisy: int) -> int:
+        """How many of so many noisy tokens are in it."""
+        return noisy if self.share is None else self.share.sizes(noisy)[self.share.rank]
+
+    def _shown(self, latents: int, text_mask: torch.Tensor) -> torch.Tensor:
+        """Mask (B, n) of the keys in attention: this many latents, all shown, and the text."""
+        if self.share is not None:
+            return self.share.mask(latents, text_mask)
+        return torch.cat([text_mask.new_ones(len(text_mask), latents), text_mask], dim=1)
+
+    def _whole(self, own: torch.Tensor, noisy: int) -> torch.Tensor:
+        """All noisy tokens (B, noisy, D) from this process's and the others'."""
+        return own if self.share is None or not noisy else self.share.whole(own, noisy)

@@ -49,7 +49,7 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         ModelError: causal history that is not isolated.
     """
 
-    _cp_plan = None  # phases and tokens are concatenated here; Wan's own plan would split them one by one
+    _cp_plan = None  # Wan's own would split phases and tokens that are concatenated here; see models.parallel
     _skip_layerwise_casting_patterns = ("patch_embedding", "condition_embedder", "norm", "packing_kernels")
     _keep_in_fp32_modules: ClassVar[list[str]] = [  # a tuple would be taken for one name
         *WanTransformer3DModel._keep_in_fp32_modules,
@@ -231,7 +231,6 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
             turns = (turns[0][:, -noisy:], turns[1][:, -noisy:])
         x, temb = self._run(x, timestep, conditioning, SplitPhases(*turns, noisy, memory, times), counts)
 
-        x = x[:, -noisy:]
         shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(1)).chunk(2, dim=1)
         x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
         x = self.proj_out(x)
@@ -249,7 +248,7 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
         phases: SplitPhases,
         counts: list[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (B, n, D) through the blocks, and the embedding (B, D) of the last tokens' timestep.
+        """Tokens (B, n, D) through the blocks: the noisy ones, and the embedding (B, D) of their timestep.
 
         Args:
             timestep: (B,) of all tokens, or (B, k), which ``counts`` shares out among them in turn.
@@ -265,7 +264,10 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
             # Each timestep is embedded once, and not for each of its tokens.
             rows = zip(timestep_proj.split(1, dim=1), counts, strict=True)
             timestep_proj = torch.cat([row.expand(-1, tokens, -1, -1) for row, tokens in rows], dim=1)
-            temb = temb[:, -1]
+            timestep_proj, temb = self._own(timestep_proj, phases.noisy), temb[:, -1]
+        noisy = phases.noisy
+        x, cos, sin = (self._own(part, noisy) for part in (x, phases.cos, phases.sin))
+        phases = phases._replace(cos=cos, sin=sin, noisy=self._own_noisy(noisy))
         if image is not None:
             prompt = torch.concat([image, prompt], dim=1)
         if self.config.guided_cross_attention:
@@ -278,7 +280,7 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
                 x = self._gradient_checkpointing_func(block, x, prompt, timestep_proj, rotary)
             else:
                 x = block(x, prompt, timestep_proj, rotary)
-        return x, temb
+        return self._whole(x[:, x.shape[1] - phases.noisy :], noisy), temb
 
     def _phases(
         self,
