@@ -207,9 +207,10 @@ def test_a_method_with_noise_is_taught_with_it():
 def test_the_model_hears_what_it_is_told():
     bundle, draw = tiny_bundle(), drawn()
     (shown,) = batches(draw, mixing(levels=(0.5,), share=1.0, told=True))
-    rows = bundle.transformer._timesteps(torch.tensor([900.0, 10.0]), [5] * len(shown.levels), 7, shown)
-    history = 5 * len(shown.levels)
-    assert (rows[:, :history] == 500).all() and rows[:, history:].unique(dim=1).tolist() == [[900.0], [10.0]]
+    history = [5] * len(shown.levels)
+    times, tokens = bundle.transformer._timesteps(torch.tensor([900.0, 10.0]), history, 7, shown)
+    assert tokens == [*history, 7]
+    assert (times[:, :-1] == 500).all() and times[:, -1].tolist() == [900, 10]
     otherwise = replace(
         shown, levels=tuple(replace(level, timestep=level.timestep * 0) for level in shown.levels)
     )

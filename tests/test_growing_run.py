@@ -22,8 +22,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from framepack.cli import app
+from framepack.codecs.streaming import CHUNK
 from framepack.generation import growth, store
-from framepack.generation.decode import CHUNK, FrameDecoder
+from framepack.generation.decode import FrameDecoder
 from framepack.generation.events import Event, Finished, Grown, SectionFinished, Started
 from framepack.generation.manifest import read_log
 from framepack.generation.prepare import prepare

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from framepack.codecs.streaming import CHUNK
 from framepack.errors import InputError, OutputError, RunConflictError
 from framepack.generation import manifest, store
 from framepack.generation.clock import peak_memory
-from framepack.generation.decode import CHUNK, decode_frames
+from framepack.generation.decode import decode_frames
 from framepack.generation.events import (
     Decoded,
     Decoding,

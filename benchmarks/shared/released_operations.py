@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
-from framepack.evaluation.scale.sections import packed_sections
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framepack.planning.method import named_method
@@ -19,6 +18,7 @@ from framepack.planning.timeline import Timeline
 from framepack.resources.hollow import find_architecture
 from framepack.resources.operations import operation_counter
 from framepack.resources.section_cost import SectionCost
+from framepack.resources.sections import packed_sections
 from framepack.sampling.shown import context_timestep
 
 MODEL, S = "base", 9
