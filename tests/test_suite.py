@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +33,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 METRICS = ("sharpness", "colourfulness")
 TINY = Budget(samples=32, cached=4, clips=2, revisits=1, sections=2, steps=1)
+
+
+ORPHAN = """
+import multiprocessing, time
+from framepack.evaluation.run import end_with_parent
+
+def child(told):
+    end_with_parent()
+    told.put(1)
+    time.sleep(120)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=child, args=(told,))
+    process.start()
+    told.get()
+    print(process.pid, flush=True)
+    time.sleep(120)
+"""
 
 
 class Silent:
@@ -291,3 +314,18 @@ def test_choices_that_cannot_be(model, tmp_path):
     refused(UnknownNameError, "unknown metric", metrics=("beauty",))
     refused(InputError, "0 prompts", prompts=tmp_path, clips=1)
     assert choose.SUITES is SUITES
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    with subprocess.Popen([sys.executable, tmp_path / "orphan.py"], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        if not child.exists():
+            parent.kill()
+            pytest.skip("this system has no /proc to look for the process in")
+        parent.kill()
+    until = time.monotonic() + 20
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until, "the worker lives on"
+        time.sleep(0.1)

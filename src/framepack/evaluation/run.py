@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -187,9 +188,23 @@ def _one_thread(devices: Sequence[str]) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(number: int, suite: Suite, out: Path, device: str, inbox: Any, told: Any) -> None:
     """One worker: tasks until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    end_with_parent()
     worker = Worker(suite, out, device)
     while True:
         task = inbox.get()
