@@ -37,7 +37,7 @@ TINY = Budget(samples=32, cached=4, clips=2, revisits=1, sections=2, steps=1)
 
 ORPHAN = """
 import multiprocessing, time
-from framepack.evaluation.run import end_with_parent
+from framepack.generation.helper import end_with_parent
 
 def child(told):
     end_with_parent()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from framepack.cli import options
 from framepack.cli.options import HOW, WHAT
-from framepack.errors import InputError
+from framepack.resources.machine import GB
+from framepack.video.buckets import read_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from framepack.resources.estimate import Estimate
 
 MACHINE = "The machine"
-GB = 1e9
 
 
 def estimate(
@@ -46,21 +45,8 @@ def estimate(
     ] = "bundled",
     method: options.Method = None,
     schedule: options.Schedule = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", help="Denoising steps per section.", show_default="the model's", rich_help_panel=HOW
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            help="Strength of the prompt; 1 is none.",
-            show_default="the model's",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -117,7 +103,7 @@ def estimate(
 
     from rich.console import Console
 
-    pixels = read_size(size)
+    pixels = None if size == "auto" else read_size(size, "832x480")
     console = Console(stderr=True)
     with console.status("counting") as status:
         from framepack.resources.estimate import estimate as work_out
@@ -142,16 +128,6 @@ def estimate(
         typer.echo(json.dumps(found.to_json()))
     else:
         show(found, Console(highlight=False))
-
-
-def read_size(text: str) -> tuple[int, int] | None:
-    """(height, width), or None for ``auto``. Raises InputError: another form."""
-    if text == "auto":
-        return None
-    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
-    if found is None:
-        raise InputError(f"size '{text}' is not WIDTHxHEIGHT: give one such as 832x480")
-    return int(found[2]), int(found[1])
 
 
 # Shown ---------------------------------------------------------------------------------------------------

@@ -66,24 +66,8 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of the noise.", show_default="0", rich_help_panel=HOW)
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            help="Denoising steps per section.",
-            show_default="the model's",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            help="Strength of the prompt; 1 is none.",
-            show_default="the model's",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
     embedded_guidance: Annotated[
         float | None,
         typer.Option(

@@ -41,12 +41,7 @@ def live(
     untrained: options.Untrained = False,
     model: options.Model = "bundled",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.", rich_help_panel=HOW)] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", help="Denoising steps per section.", show_default="the model's", rich_help_panel=HOW
-        ),
-    ] = None,
+    steps: options.Steps = None,
     guidance: Annotated[
         float | None,
         typer.Option(

@@ -129,6 +129,21 @@ Model = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", help="Denoising steps per section.", show_default="the model's", rich_help_panel=HOW
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        help="Strength of the prompt; 1 is none.",
+        show_default="the model's",
+        rich_help_panel=HOW,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[
     bool,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from framepack.evaluation.folder import TRAINED, row_folder
 from framepack.evaluation.gather import is_told
 from framepack.evaluation.suite import Suite
 from framepack.evaluation.worker import Task, Worker
+from framepack.generation.helper import end_with_parent
 
 AT_ONCE = 4
 """Videos of one task."""
@@ -186,19 +186,6 @@ def _one_thread(devices: Sequence[str]) -> Iterator[None]:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = before
-
-
-def end_with_parent() -> None:
-    """Have this process end when the one that started it does, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _serve(number: int, suite: Suite, out: Path, device: str, inbox: Any, told: Any) -> None:

@@ -24,8 +24,8 @@ SAMPLING_VERSION = 2
 """Counts up when a change of the code changes the latents that a configuration comes to."""
 
 
-_ONLY_WHERE_SET = ("step_cache", "compiled", "attention")
-"""What the JSON has only where it was asked for: runs without them keep their names and keys."""
+_ONLY_WHERE_SET = {"step_cache": None, "compiled": False, "attention": None, "devices": 1}
+"""What the JSON has only where it is another value: runs without them keep their names and keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,8 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         given = [list(each) for each in self.given]
         told = asdict(self) | {"shift": shift_to_json(self.shift), "given": given}
-        if self.devices == 1:
-            del told["devices"]
-        return {name: value for name, value in told.items() if value or name not in _ONLY_WHERE_SET}
+        left_out = [name for name, unset in _ONLY_WHERE_SET.items() if told[name] == unset]
+        return {name: value for name, value in told.items() if name not in left_out}
 
     @property
     def script(self) -> Script:

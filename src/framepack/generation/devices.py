@@ -313,7 +313,7 @@ class Devices:
 def serve(task: Task, rank: int, pipe: Connection, meeting: Path) -> None:
     """A process beside the first: load, tell that it has, and sample what it is given until nothing comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one ends all
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    helper.end_with_parent()
     try:
         model = task.transformer(rank)
         pipe.send(None)
@@ -327,10 +327,3 @@ def serve(task: Task, rank: int, pipe: Connection, meeting: Path) -> None:
         with suppress(OSError):
             pipe.send((first_line(error), ran_out(error)))
         os._exit(1)
-
-
-def _end_with_the_first() -> None:
-    first = multiprocessing.parent_process()
-    assert first is not None
-    first.join()
-    os._exit(1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import threading
 from typing import Any
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on CPUs it names kernels one could fetch
@@ -13,3 +16,15 @@ def help_out(*told: Any) -> None:
     from framepack.generation.devices import serve
 
     serve(*told)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "nobody started this process"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -15,14 +15,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from framepack.codecs.video_vae import VideoCodec
 from framepack.errors import InputError
 from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import Selection
 from framepack.models.bundle import Bundle
 from framepack.models.loading import move_companions
-from framepack.resources.estimate import GB, estimate
-from framepack.resources.machine import device_memory
+from framepack.resources.machine import GB, device_memory
 from framepack.resources.policy import AUTO, FP8, FULL, LAYER, MODEL, POLICIES, Policy, find_policy
 
 BLOCK = 64
@@ -39,6 +37,8 @@ def policy_for(request: GenerateRequest, selection: Selection, device: torch.dev
         return find_policy(request.memory)
     if device.type != "cuda":
         return POLICIES[FULL]
+    from framepack.resources.estimate import estimate  # brings what counts without data, for auto alone
+
     there, timeline = device_memory(device) / GB, selection.timeline
     found = estimate(
         request.model,
@@ -94,7 +94,7 @@ def place(bundle: Bundle, policy: Policy, device: torch.device) -> Bundle:
 
 def tile(bundle: Bundle) -> None:
     """Have the codec work in overlapping tiles, if it has any: one of single frames needs none."""
-    if isinstance(bundle.codec, VideoCodec):
+    if hasattr(bundle.codec, "enable_tiling"):
         bundle.codec.enable_tiling()
 
 
@@ -186,11 +186,12 @@ def in_turns(bundle: Bundle, device: torch.device) -> Bundle:
     turns = Turns(device)
     turns.add(bundle.transformer, [bundle.transformer])
     move_companions(bundle, device)
-    if isinstance(bundle.codec, VideoCodec):
-        vae = bundle.codec.vae.to("cpu")
+    codec: Any = bundle.codec
+    if hasattr(codec, "vae"):  # that of framepack's own is small, and stays
+        vae = codec.vae.to("cpu")
         # Its parts are called by themselves, by diffusers' tiles and by ours.
         turns.add(vae, list(vae.children()))
-        bundle.codec.execution = device
+        codec.execution = device
     stream_encoders(bundle, True)
     return replace(bundle, execution=device)
 

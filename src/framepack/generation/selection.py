@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from framepack.planning.planners import Plan, plan, tiles
 from framepack.planning.prompts import script_of
 from framepack.planning.script import Script
 from framepack.planning.timeline import Timeline
+from framepack.video.buckets import read_size
 from framepack.video.clips import track_of
 from framepack.video.resize import nearest_bucket
 
@@ -191,12 +191,7 @@ def _size(request: GenerateRequest, spec: ModelSpec, picture: tuple[int, int] | 
     """(height, width), one of the model's buckets unless ``untrained``."""
     if request.size == "auto":
         return spec.buckets[0] if picture is None else nearest_bucket(picture, spec.buckets)
-    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", request.size.strip())
-    if found is None:
-        raise InputError(
-            f"size '{request.size}' is not WIDTHxHEIGHT: give one such as {_shown(spec.buckets[0])}"
-        )
-    width, height = int(found[1]), int(found[2])
+    height, width = read_size(request.size, _shown(spec.buckets[0]))
     if (height, width) in spec.buckets:
         return height, width
     if not request.untrained:

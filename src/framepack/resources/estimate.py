@@ -18,10 +18,10 @@ from framepack.errors import InputError
 from framepack.models.device import pick_device, pick_dtype
 from framepack.resources.codec_cost import CodecCost
 from framepack.resources.companions import Companion, encoders
-from framepack.resources.fitting import GB, RESERVE, Choice, Work, fitted
+from framepack.resources.fitting import RESERVE, Choice, Work, fitted
 from framepack.resources.hollow import Architecture, find_architecture
 from framepack.resources.kinds import Kind, Simulated, Throughput
-from framepack.resources.machine import device_memory, system_memory
+from framepack.resources.machine import GB, device_memory, system_memory
 from framepack.resources.policy import DEVICE, NF4, POLICIES, Policy
 from framepack.resources.sections import PACKED, grid_of, timeline_of
 from framepack.resources.weights import Weights, weigh

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from framepack.resources.companions import Companion
 from framepack.resources.kinds import Simulated
+from framepack.resources.machine import GB
 from framepack.resources.policy import DEVICE, LAYER, MODEL, Policy
 from framepack.resources.weights import Weights
 
-GB = 1e9
 RESERVE = 0.5
 """GB of a GPU that CUDA itself and its libraries take."""
 

@@ -12,6 +12,8 @@ from framepack.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+GB = 1e9
+
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where a benchmark runs, and how busy it is there now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from framepack.errors import InputError
 
@@ -34,3 +35,11 @@ def bucket_set(area: int, unit: int = UNIT, widest: float = WIDEST) -> tuple[Siz
     if not wide:
         raise InputError(f"an area of {area:,} px has no shape of {unit} px sides up to {widest}: change it")
     return (*wide, *((width, height) for height, width in wide if width != height))
+
+
+def read_size(text: str, example: str) -> tuple[int, int]:
+    """(height, width) of ``WIDTHxHEIGHT`` in pixels. Raises InputError: another form; ``example`` is told."""
+    found = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    if found is None:
+        raise InputError(f"size '{text}' is not WIDTHxHEIGHT: give one such as {example}")
+    return int(found[2]), int(found[1])

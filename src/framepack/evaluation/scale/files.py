@@ -12,8 +12,9 @@ import numpy as np
 
 from framepack.errors import OutputError
 from framepack.evaluation.cells import NOTHING, Cell, Column, Table
-from framepack.evaluation.scale.simulation import GB, Curve, Scale
+from framepack.evaluation.scale.simulation import Curve, Scale
 from framepack.resources.kinds import Point
+from framepack.resources.machine import GB
 from framepack.resources.sections import CACHE, FULL, PACKED, WINDOW
 
 COLOURS = {PACKED: "#1f6fb4", FULL: "#c8552b", CACHE: "#5a8f3c", WINDOW: "#8a63b8"}

@@ -14,7 +14,7 @@ from framepack.models.device import pick_device, pick_dtype
 from framepack.planning.timeline import MAX_SECONDS, Timeline
 from framepack.resources.hollow import find_architecture
 from framepack.resources.kinds import Kind, Point, Simulated, Throughput
-from framepack.resources.machine import machine, machine_line
+from framepack.resources.machine import GB, machine, machine_line
 from framepack.resources.section_cost import Numbers, SectionCost
 from framepack.resources.sections import (
     CACHE,
@@ -30,7 +30,6 @@ from framepack.resources.sections import (
     whole,
 )
 
-GB = 1e9
 SHOWN = (10.0, 60.0, 600.0, 3600.0, MAX_SECONDS)
 """Seconds of video that the table tells of."""
 HISTORIES = (1, 4, 8, 16, 32)
