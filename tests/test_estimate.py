@@ -27,6 +27,7 @@ from framepack.planning.timeline import Timeline
 from framepack.resources.codec_cost import CodecCost
 from framepack.resources.companions import PUBLISHED, encoders
 from framepack.resources.estimate import Estimate, estimate
+from framepack.resources.fitting import GB, RESERVE
 from framepack.resources.hollow import find_architecture
 from framepack.resources.policy import LOWEST, POLICIES, find_policy
 from framepack.resources.tally import Tally, bytes_of, tensors_in
@@ -318,6 +319,23 @@ def test_longer_videos_take_longer_and_no_more_memory(tiny):
     for name, choice in long.items():
         assert choice.device == short[name].device and choice.system == short[name].system
         assert 9 < choice.seconds / short[name].seconds < 11 or name.startswith("layers")
+
+
+def test_a_section_is_decoded_beside_the_next_one_where_both_fit(tiny):
+    def told(memory: float, **options):
+        found = of(tiny, size=(32, 32), seconds=8, device="cuda", memory=memory, system=1000, **options)
+        return by_name(found), {stage.name: stage for stage in found.stages}
+
+    roomy, stages = told(1000, method="f1")
+    both = sum(stages[name].weights + stages[name].activations for name in ("transformer", "decode"))
+    assert (roomy["full"].stage, roomy["full"].device) == ("transformer, decode", both)
+    # With a byte less they take turns.
+    tight = told(both / GB + RESERVE - 1e-9, method="f1")[0]["full"]
+    least = both - min(stages[name].activations for name in ("transformer", "decode"))
+    assert tight.fits and tight.device == least and tight.stage in ("transformer", "decode")
+    assert all(roomy[name].stage != "transformer, decode" for name in ("models", "layers"))
+    backwards = told(1000, method="inverted")[0]["full"]
+    assert backwards.stage != "transformer, decode", "nothing is certain before the last section"
 
 
 # The command ---------------------------------------------------------------------------------------------

@@ -115,11 +115,10 @@ class Progress:
                 f"[bold green]already done[/] {escape(str(finished.out))}", highlight=False, soft_wrap=True
             )
         else:
-            spent = sum(finished.seconds.values())
             stages = ", ".join(f"{stage} {taken:.1f} s" for stage, taken in finished.seconds.items())
             print_(
                 f"[bold green]done[/] {escape(str(finished.out))}  "
-                f"{finished.frames} frames, {length:.2f} s of video in {spent:.1f} s ({stages})",
+                f"{finished.frames} frames, {length:.2f} s of video in {finished.elapsed:.1f} s ({stages})",
                 highlight=False,
                 soft_wrap=True,
             )

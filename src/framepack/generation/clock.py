@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds by stage: ``with clock("sample"): ...`` adds up.
+    """Seconds by stage: ``with clock("sample"): ...`` adds up. Each stage is one thread's at a time.
 
     other_peaks: the most bytes that each process beside this one has held.
     """
@@ -23,6 +23,12 @@ class Clock:
     def __init__(self, **seconds: float) -> None:
         self.seconds = dict(seconds)
         self.other_peaks: tuple[int, ...] = ()
+        self._begun = time.perf_counter() - sum(seconds.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made, and those it was made with: less than all stages where some overlap."""
+        return time.perf_counter() - self._begun
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

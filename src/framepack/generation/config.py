@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from framepack.models.bundle import Bundle
 
-SAMPLING_VERSION = 2
+SAMPLING_VERSION = 3
 """Counts up when a change of the code changes the latents that a configuration comes to."""
 
 

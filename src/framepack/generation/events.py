@@ -112,7 +112,8 @@ class Finished:
         config: JSON of the resolved configuration, beside the video.
         cached: everything was there already and nothing was done.
         seconds: time by stage of this run: ``prepare``, ``pack``, ``sample``, ``store``, ``decode`` (latents
-            to pixels), ``encode`` (pixels to the video file).
+            to pixels), ``encode`` (pixels to the video file). Stages may overlap.
+        elapsed: seconds of all of it.
         context_tokens: as in ``Started``.
         peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
         other_peaks: the same of each process beside this one, where several devices made sections.
@@ -126,6 +127,7 @@ class Finished:
     context_tokens: int
     cached: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
     peak_memory: int = 0
     other_peaks: tuple[int, ...] = ()
 

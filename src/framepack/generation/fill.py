@@ -13,7 +13,7 @@ import torch
 from framepack.generation.clock import Clock
 from framepack.generation.config import RunConfig
 from framepack.generation.decode import preview
-from framepack.generation.devices import sampling
+from framepack.generation.devices import Sample, sampling
 from framepack.generation.events import SectionFinished, Step
 from framepack.generation.hashing import hash_json
 from framepack.generation.held import as_held, held_latents
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from framepack.generation.run import PreparedRun
 
 OnStored = Callable[[Stored], None]
+Wrapped = Callable[[Sample], Sample]
 
 
 def fill(
@@ -36,14 +37,16 @@ def fill(
     clock: Clock,
     emit: Emit,
     on_stored: OnStored = lambda stored: None,
+    roomy: Wrapped = lambda sample: sample,
 ) -> list[Stored]:
     """Place every section on the timeline of ``store``, made now or before; returns them by index.
 
     Args:
         on_stored: told of each when it is on the timeline, and of what is given.
+        roomy: put around what samples a section.
     """
     with sampling(job, clock) as sample:
-        maker = SectionMaker(job.config, job.bundle, clock, job.picture, store.prompts, sample)
+        maker = SectionMaker(job.config, job.bundle, clock, job.picture, store.prompts, roomy(sample))
         return _filled(job, store, maker, clock, emit, on_stored)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +111,7 @@ class Manifest:
         check_folder(folder, config)  # before anything is created
         self.folder = folder
         self.records: list[Record] = []
+        self._appending = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -144,12 +146,13 @@ class Manifest:
             raise
 
     def append(self, record: Record) -> None:
-        """Add a record; on return it is on disk."""
-        try:
-            append_line(self._file, record)
-        except OSError as error:
-            raise unwritable(self.folder / NAME, error) from error
-        self.records.append(record)
+        """Add a record; on return it is on disk. To be called from any thread."""
+        with self._appending:
+            try:
+                append_line(self._file, record)
+            except OSError as error:
+                raise unwritable(self.folder / NAME, error) from error
+            self.records.append(record)
 
     def close(self) -> None:
         os.close(self._file)

@@ -167,7 +167,14 @@ def run(job: PreparedRun, emit: Emit) -> None:
             return
         with Growth(job, store, clock, emit, told) as growth:
             # A section that is made again by itself is known after all others.
-            made = fill(job, store, clock, emit, lambda stored: None if store.retakes else growth.add(stored))
+            made = fill(
+                job,
+                store,
+                clock,
+                growth.tell,
+                lambda stored: None if store.retakes else growth.add(stored),
+                growth.roomy,
+            )
             begun = time.perf_counter()
             growth.advance()
             _give_name(job, store, made, growth.finish(), told)
@@ -211,6 +218,7 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
         context_tokens=job.context_tokens,
         cached=cached,
         seconds=clock.seconds,
+        elapsed=clock.elapsed,
         peak_memory=peak_memory(job.bundle.device),
         other_peaks=clock.other_peaks,
     )

@@ -13,8 +13,27 @@ from framepack.models.bundle import Bundle
 from framepack.models.device import ran_out, release
 
 TILED = "memory does not suffice for whole frames: they are encoded and decoded in tiles"
+TURNS = "memory does not suffice to decode a section while the next one is sampled: they take turns"
 
 Result = TypeVar("Result")
+
+
+def again_if_short(
+    work: Callable[[], Result], may: Callable[[], bool], make_room: Callable[[], None]
+) -> Result:
+    """What ``work`` comes to. Where memory runs out in it, it is done again once room has been made.
+
+    Args:
+        may: whether there is room to be made. make_room: lets go of what was begun, and of more.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if not (ran_out(error) and may()):
+            raise
+    # Not in the handler, whose error holds all that was being computed.
+    make_room()
+    return work()
 
 
 def tiled_if_short(
@@ -26,16 +45,13 @@ def tiled_if_short(
         before_again: lets go of what was begun.
     """
     codec: Any = bundle.codec
-    try:
-        return work()
-    except Exception as error:
-        if not ran_out(error) or getattr(codec, "tiled", True):
-            raise
-    # Not in the handler, whose error holds all that was being computed.
-    before_again()
-    release(bundle.device)
-    codec.enable_tiling()
-    return work()
+
+    def tile() -> None:
+        before_again()
+        release(bundle.device)
+        codec.enable_tiling()
+
+    return again_if_short(work, lambda: not getattr(codec, "tiled", True), tile)
 
 
 @contextmanager

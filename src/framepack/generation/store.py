@@ -13,6 +13,7 @@ Legend: C latent channels, T frames of one section, N frames asked for, h w late
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,6 +73,7 @@ class RunStore:
         self._stored: dict[str, Stored] = {}
         self._timeline: dict[int, tuple[Stored, int]] = {}
         self._cache: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        self._caching = threading.Lock()
         self.tails = Tails(self.reference, self._latent)
         # By the first latent frame of a section: its index changes with the order that a story is told in.
         self.edits: dict[int, Edit] = {}
@@ -237,21 +239,22 @@ class RunStore:
     def fetch(self, frames: Sequence[int]) -> torch.Tensor:
         """Latents at timeline indices, (1, C, N, h, w), on the CPU, in the dtype they were stored in.
 
-        Only these frames are read; ``CACHE`` of them stay in memory.
+        Only these frames are read; ``CACHE`` of them stay in memory. To be called from any thread.
         """
         return torch.stack([self._latent(frame) for frame in frames], dim=1)[None]
 
     def _latent(self, frame: int) -> torch.Tensor:
         stored, offset = self._timeline[frame]
         key = (stored.key, offset)
-        if key not in self._cache:
-            with safe_open(str(self.path(stored.key)), framework="pt") as file:
-                part = file.get_slice("latents")[:, offset : offset + 1]
-            self._cache[key] = part[:, 0].clone()
-        self._cache.move_to_end(key)
-        while len(self._cache) > CACHE:
-            self._cache.popitem(last=False)
-        return self._cache[key]
+        with self._caching:
+            if key not in self._cache:
+                with safe_open(str(self.path(stored.key)), framework="pt") as file:
+                    part = file.get_slice("latents")[:, offset : offset + 1]
+                self._cache[key] = part[:, 0].clone()
+            self._cache.move_to_end(key)
+            while len(self._cache) > CACHE:
+                self._cache.popitem(last=False)
+            return self._cache[key]
 
     # --- the video ---
 

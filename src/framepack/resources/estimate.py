@@ -188,6 +188,7 @@ def estimate(
         calls=round(sections.count * simulated.steps * simulated.branches / simulated.batch),
         encoders=readers,
         codec=tuple(decoded),
+        overlaps=own.order != "inverted" and sections.count > 1,
     )
     room = (memory * GB, system * GB)
     choices = [
@@ -294,6 +295,10 @@ def _assumptions(work: Work, flops: float | None, bandwidth: float) -> list[str]
         f"{bandwidth:g} GB/s from system memory to the GPU; by models, transformer and codec change places "
         "in every section; by layers, the next one comes while one computes",
     ]
+    if work.overlaps:
+        lines.append(
+            "with all weights on the GPU, a section is decoded while the next one is sampled where both fit"
+        )
     if flops is None:
         lines.append(
             f"no times without --flops-per-second, the GPU's speed; in order as at {NOMINAL:g} FLOP/s"

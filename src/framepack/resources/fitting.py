@@ -45,6 +45,7 @@ class Work:
             calls.
         encoders: in the order that they work in.
         codec: a picture encoded and all decoded, whole and, where the codec has tiles, in these.
+        overlaps: frames are certain before the last section, and decoded while the next ones are sampled.
     """
 
     simulated: Simulated
@@ -55,6 +56,7 @@ class Work:
     calls: int
     encoders: tuple[Companion, ...]
     codec: tuple[tuple[Companion, Companion], ...]
+    overlaps: bool
 
 
 def fitted(policy: Policy, work: Work, room: tuple[float, float], flops: float, bandwidth: float) -> Choice:
@@ -78,6 +80,11 @@ def fitted(policy: Policy, work: Work, room: tuple[float, float], flops: float, 
     peaks["transformer"] = stays + own + weights.unpacked + work.activations
     for step in (encode, decode):
         peaks[step.name] = max(stays, codec) + step.activations
+    spare = 0.0 if shared else RESERVE * GB
+    both = peaks["transformer"] + decode.activations
+    # Where both do not fit, a run finds out and has them take turns.
+    if work.overlaps and policy.placement == DEVICE and not shared and both + spare <= room[0]:
+        peaks[f"transformer, {decode.name}"] = both
     stage = max(peaks, key=peaks.__getitem__)
     # Transformers are loaded whole, in what they compute in, before anything is done with them.
     resident = {DEVICE: 0, MODEL: weights.total + codec, LAYER: weights.total}[policy.placement]
@@ -94,7 +101,6 @@ def fitted(policy: Policy, work: Work, room: tuple[float, float], flops: float, 
     device = peaks[stage]
     if shared:
         device, system = max(device, system), 0
-    spare = 0.0 if shared else RESERVE * GB
     return Choice(
         policy=policy,
         device=device,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from framepack.models.shift import UNCAPPED, Shift, shift_for
 from framepack.sampling.flow import shift_sigmas
+from framepack.sampling.multistep import Multistep, multistep
 
 if TYPE_CHECKING:
     from framepack.models.pyramid import Pyramid
@@ -46,10 +47,7 @@ def unipc2(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Ten
     scheduler.set_timesteps(len(sigmas) - 1)
     # At exactly 1 the log signal-to-noise ratio is minus infinity.
     scheduler.sigmas = sigmas.to("cpu", torch.float64).clamp(max=1 - 1e-6)
-    for i, sigma in enumerate(scheduler.sigmas[:-1].tolist()):
-        data = denoise(x, sigma, i)
-        x = scheduler.step((x - data) / sigma, None, x, return_dict=False)[0]
-    return x
+    return multistep(scheduler, denoise, x)
 
 
 def scheduler_of(pyramid: Pyramid) -> Any:
@@ -118,8 +116,11 @@ def _stepper(scheduler: Any, start: torch.Tensor) -> Stepper:
     from diffusers import HeliosDMDScheduler
 
     if not isinstance(scheduler, HeliosDMDScheduler):
-        return lambda flow, t, x: scheduler.step(flow, t, x, return_dict=False)[0]
+        steps, levels = Multistep(scheduler), iter(scheduler.sigmas.tolist())
+        return lambda flow, t, x: steps.step(x - next(levels) * flow, x)
     at = iter(range(len(scheduler.timesteps)))
+    # Brought over once, and not by every step.
+    sigmas, timesteps = scheduler.sigmas.to(start.device), scheduler.timesteps.to(start.device)
     return lambda flow, t, x: scheduler.step(
         flow,
         t,
@@ -127,8 +128,8 @@ def _stepper(scheduler: Any, start: torch.Tensor) -> Stepper:
         return_dict=False,
         cur_sampling_step=next(at),
         dmd_noisy_tensor=start,
-        dmd_sigmas=scheduler.sigmas,
-        dmd_timesteps=scheduler.timesteps,
+        dmd_sigmas=sigmas,
+        dmd_timesteps=timesteps,
         all_timesteps=scheduler.timesteps,
     )[0]
 

@@ -13,6 +13,7 @@ import torch
 from framepack.errors import InputError, UnknownNameError
 from framepack.models.spec import ModelSpec
 from framepack.sampling.helios import pyramid, scheduler_of, unipc2
+from framepack.sampling.multistep import multistep
 
 Denoise = Callable[[torch.Tensor, float, int], torch.Tensor]
 Solver = Callable[[Denoise, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -39,20 +40,12 @@ def unipc(denoise: Denoise, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tens
         lower_order_final=True,
         final_sigmas_type="zero",
     )
-    levels = sigmas.tolist()
-    scheduler.set_timesteps(len(levels) - 1)
-    # The scheduler's own grid ignores the shift rule: put in ours, and timesteps that name steps one by one.
+    scheduler.set_timesteps(len(sigmas) - 1)
+    scheduler.set_begin_index(0)
+    # The scheduler's own grid ignores the shift rule: put in ours.
     # At exactly 1 the log signal-to-noise ratio is minus infinity, and the corrector's system singular.
-    scheduler.sigmas = sigmas.to(torch.float32).cpu().clamp(max=1 - 1e-6)
-    scheduler.timesteps = torch.arange(len(levels) - 1)
-    for i, sigma in enumerate(levels[:-1]):
-        data = denoise(x, sigma, i)
-        if levels[i + 1] == 0:
-            return (
-                data  # order 1 at the end: the step to sigma = 0 lands on the data, where bh1 divides 0 by 0
-            )
-        x = scheduler.step((x - data) / sigma, scheduler.timesteps[i], x, return_dict=False)[0]
-    return x
+    scheduler.sigmas = sigmas.to("cpu", torch.float32).clamp(max=1 - 1e-6).double()
+    return multistep(scheduler, denoise, x)
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler, "unipc": unipc, "unipc2": unipc2}
