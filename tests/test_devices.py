@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,25 @@ def latents(request: GenerateRequest, folder: Path, events: list[Event] | None =
     return latents_of(run, (lambda event: None) if events is None else events.append)
 
 
+@dataclass(frozen=True)
+class Done:
+    """A run on two devices: what was asked, where it is, and its latents."""
+
+    request: GenerateRequest
+    folder: Path
+    latents: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def plain(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    request, folder = (
+        request_of(home, "plain", devices=2, size=ODD, steps=3),
+        tmp_path_factory.mktemp("plain"),
+    )
+    return Done(request, folder, latents(request, folder))
+
+
 RUNS = [
-    ("plain", {"size": ODD}),
     ("isolated", {"size": ODD}),
     ("scaled", {}),
     ("hunyuan_video", {"frames": 25, "guidance": 2.0}),  # an empty prompt is one token
@@ -115,7 +132,14 @@ RUNS = [
 @pytest.mark.parametrize(("model", "changes"), RUNS)
 def test_two_devices_have_the_latents_of_one(model: str, changes: dict, home: Path, tmp_path: Path) -> None:
     request = request_of(home, model, **changes)
-    one, two = (latents(replace(request, devices=count), tmp_path) for count in (1, 2))
+    check_alike(*(latents(replace(request, devices=count), tmp_path) for count in (1, 2)))
+
+
+def test_and_of_the_plain_model(plain: Done, tmp_path: Path) -> None:
+    check_alike(latents(replace(plain.request, devices=1), tmp_path), plain.latents)
+
+
+def check_alike(one: torch.Tensor, two: torch.Tensor) -> None:
     assert one.isfinite().all() and one.std() > 0.1
     difference = (one - two).abs().max().item()
     assert 0 < difference < TOLERANCE  # the very same would be the same process
@@ -191,17 +215,14 @@ def test_refused_before_anything_is_loaded(home: Path, monkeypatch: pytest.Monke
         prepare(request_of(home, "plain", devices=2), tiny_bundle())
 
 
-def test_what_is_on_disk_needs_no_other_process(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request, events = request_of(home, "plain", devices=2), []
-    first = latents(request, tmp_path)
+def test_what_is_on_disk_needs_no_other_process(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
 
     def start(*rest: object) -> None:
         raise AssertionError("started")
 
     monkeypatch.setattr(Devices, "_start", start)
-    assert torch.equal(latents(request, tmp_path, events), first)
+    assert torch.equal(latents(plain.request, plain.folder, events), plain.latents)
     assert all(event.cached for event in events if isinstance(event, SectionFinished))
 
 
@@ -221,15 +242,14 @@ def kill_the_other() -> None:
 
 
 def test_the_command_line_ends_with_a_killed_process_and_goes_on(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plain: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed after the first section; the same command then takes that from disk."""
-    request = request_of(home, "plain", devices=2, steps=3)
-    whole = latents(request, tmp_path)
+    request = plain.request
     out, found = tmp_path / "v.mp4", tmp_path / "run"
     command = ["framepack", "generate", "--model", request.model, "--prompt", str(request.prompt)]
     command += ["--frames", "20", "--steps", "3", "--seed", "3", "--device", "cpu", "--dtype", "float32"]
-    command += ["--devices", "2", "--out", str(out), "--workdir", str(found)]
+    command += ["--size", ODD, "--devices", "2", "--out", str(out), "--workdir", str(found)]
     monkeypatch.setattr(sys, "argv", command)
     add = RunStore.add
 
@@ -254,7 +274,7 @@ def test_the_command_line_ends_with_a_killed_process_and_goes_on(
     assert ended.value.code == 0, told
     assert told.count("was on disk") == 2 and out.is_file()
     again = latents_of(prepare(replace(request, workdir=found)), lambda event: None)
-    assert torch.equal(again, whole)
+    assert torch.equal(again, plain.latents)
 
 
 def test_where_this_process_would_wait_without_end_it_ends(

@@ -411,6 +411,17 @@ def pieces(run: PreparedRun) -> Iterable[Event]:
     return events
 
 
+def test_where_nothing_is_decoded_beside_it_a_section_is_not_sampled_again(
+    tmp_path: Path, overlapped: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    run, events = job(tmp_path, method="inverted"), []
+    monkeypatch.setattr(tiny_bundle().transformer, "forward", lambda *v, **n: calls.append(None) or full())
+    with pytest.raises(OutOfMemoryError):
+        run.carry_out(events.append)
+    assert len(calls) == 1 and not any(isinstance(event, Remark) for event in events)
+
+
 def test_sections_made_again_by_themselves_wait_for_all_others(tmp_path: Path, overlapped: None) -> None:
     for folder, runs in ((tmp_path / "whole", in_turn), (tmp_path, lambda f, **v: pieces(job(f, **v)))):
         runs(folder, size=SQUARE)

@@ -5,7 +5,6 @@ Legend: C latent channels, N latents, h w latent grid; F frames, H W pixels.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,21 +16,10 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
-    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     HeliosPipeline,
-    HeliosScheduler,
-    HeliosTransformer3DModel,
     HunyuanVideoFramepackPipeline,
     HunyuanVideoFramepackTransformer3DModel,
-)
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    CLIPTextModel,
-    LlamaModel,
-    SiglipVisionModel,
-    UMT5EncoderModel,
 )
 
 import framepack.conditioning.encoders
@@ -49,16 +37,13 @@ from framepack.models.loading import load_bundle
 from framepack.models.source import resolve_model
 from framepack.video.growing import GrowingVideo
 from framepack.video.io import write_video
+from shared.peer_weights import Sizes, hunyuan_parts, load_parts, save_framepack, save_helios
 from shared.stopwatch import REST, Stopwatch
-
-sys.path.append(str(Path(__file__).parents[2] / "tests"))  # where the small encoders are
-from tiny_framepack import framepack_transformer, picture
-from tiny_parts import WIDTH, save_hunyuan_video, save_wan
+from tiny_framepack import picture  # of the tests, which shared.peer_weights has found
 
 PROMPT, SEED = "a red ball rolls over the green grass", 7
 S = 9
 """Latents of a section."""
-HEAD = 32
 LOAD, ENCODE, SAMPLE, DECODE, WRITE = "load", "encode", "sample", "decode", "write"
 STAGES = (ENCODE, SAMPLE, DECODE, WRITE, REST)
 """Of what is timed: prompt and picture, denoising, pixels from latents, the MP4. Weights are there before."""
@@ -68,25 +53,6 @@ ORDERS = {"f1": "vanilla", "inverted": "inverted_anti_drifting"}
 """Ours, and what diffusers calls it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Of the weights and of the video.
-
-    Attributes:
-        width: of the transformer, a multiple of ``HEAD``. blocks: double ones of HunyuanVideo, which has
-            twice as many single ones, or those of Wan.
-        channels: of the VAE where its frames are largest. side: pixels, high and wide.
-        order: of FramePack's sections.
-    """
-
-    width: int
-    blocks: int
-    channels: int
-    side: int
-    steps: int
-    order: str = "f1"
-
-
 @dataclass(frozen=True, eq=False)
 class Made:
     """What a call made: latents (C, N, h, w), frames uint8 (F, H, W, 3), and where its time went."""
@@ -94,65 +60,6 @@ class Made:
     latents: torch.Tensor
     frames: np.ndarray
     watch: Stopwatch
-
-
-# The weights -----------------------------------------------------------------------------------------
-
-
-def save_framepack(folder: Path, sizes: Sizes) -> None:
-    """FramePack on HunyuanVideo, its VAE as deep as the released one."""
-    save_hunyuan_video(folder)
-    c = sizes.channels
-    torch.manual_seed(0)
-    vae = AutoencoderKLHunyuanVideo(block_out_channels=(c, 2 * c, 4 * c, 4 * c), norm_num_groups=min(c, 32))
-    transformer = framepack_transformer(
-        num_attention_heads=sizes.width // HEAD,
-        num_layers=sizes.blocks,
-        num_single_layers=2 * sizes.blocks,
-        mlp_ratio=4.0,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    HunyuanVideoFramepackPipeline(
-        **_hunyuan_parts(folder), vae=vae.eval(), transformer=transformer, scheduler=scheduler
-    ).save_pretrained(folder)
-
-
-def save_helios(folder: Path, sizes: Sizes) -> None:
-    """Helios-Base, its VAE as deep as the released one."""
-    save_wan(folder)
-    torch.manual_seed(0)
-    transformer = HeliosTransformer3DModel(
-        num_attention_heads=sizes.width // HEAD,
-        attention_head_dim=HEAD,
-        text_dim=WIDTH,
-        freq_dim=32,
-        ffn_dim=4 * sizes.width,
-        num_layers=sizes.blocks,
-        rope_dim=(12, 10, 10),
-    )
-    HeliosPipeline(
-        **_load(folder, tokenizer=AutoTokenizer, text_encoder=UMT5EncoderModel),
-        vae=AutoencoderKLWan(base_dim=sizes.channels).eval(),
-        transformer=transformer.eval(),
-        scheduler=HeliosScheduler(stages=1, stage_range=[0, 1], use_dynamic_shifting=True),
-    ).save_pretrained(folder)
-
-
-def _hunyuan_parts(folder: Path) -> dict[str, Any]:
-    # Pillow's resampling is what framepack takes everywhere.
-    extractor = AutoImageProcessor.from_pretrained(folder / "feature_extractor", backend="pil")
-    return {"feature_extractor": extractor} | _load(
-        folder,
-        tokenizer=AutoTokenizer,
-        tokenizer_2=AutoTokenizer,
-        text_encoder=LlamaModel,
-        text_encoder_2=CLIPTextModel,
-        image_encoder=SiglipVisionModel,
-    )
-
-
-def _load(folder: Path, **kinds: Any) -> dict[str, Any]:
-    return {name: kind.from_pretrained(folder / name) for name, kind in kinds.items()}
 
 
 # Theirs ----------------------------------------------------------------------------------------------
@@ -188,7 +95,7 @@ class FramepackPeer:
             "transformer": HunyuanVideoFramepackTransformer3DModel,
             "scheduler": FlowMatchEulerDiscreteScheduler,
         }
-        self.pipe = HunyuanVideoFramepackPipeline(**_hunyuan_parts(folder), **_load(folder, **kinds))
+        self.pipe = HunyuanVideoFramepackPipeline(**hunyuan_parts(folder), **load_parts(folder, **kinds))
         self.pipe.set_progress_bar_config(disable=True)
         self.codec = VideoCodec(self.pipe.vae.eval())
         self.held: torch.Tensor | None = None

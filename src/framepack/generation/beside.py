@@ -59,6 +59,11 @@ class Beside:
             raise _Stopped
         self._told.put(event)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that has not been waited for."""
+        return self._work is not None
+
     def tell(self) -> None:
         """Hand on what the work has told so far."""
         while not self._told.empty():

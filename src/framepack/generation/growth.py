@@ -92,7 +92,7 @@ class Growth:
             model: Any, make_solver: MakeSolver, given: Mapping[str, Any], on_step: OnStep
         ) -> torch.Tensor:
             work = partial(sample, model, make_solver, given, on_step)
-            return again_if_short(work, lambda: self._overlaps, self._take_turns)
+            return again_if_short(work, lambda: self._beside.busy, self._take_turns)
 
         return sampled
 
