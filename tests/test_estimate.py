@@ -27,8 +27,9 @@ from framepack.planning.timeline import Timeline
 from framepack.resources.codec_cost import CodecCost
 from framepack.resources.companions import PUBLISHED, encoders
 from framepack.resources.estimate import Estimate, estimate
-from framepack.resources.fitting import GB, RESERVE
+from framepack.resources.fitting import RESERVE
 from framepack.resources.hollow import find_architecture
+from framepack.resources.machine import GB
 from framepack.resources.policy import LOWEST, POLICIES, find_policy
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 from framepack.resources.weights import NF4_BLOCK, weigh
