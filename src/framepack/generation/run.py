@@ -212,7 +212,7 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
         cached=cached,
         seconds=clock.seconds,
         peak_memory=peak_memory(job.bundle.device),
-        other_peaks=clock.other_peaks,
+        other_peaks=clock.other_peaks or tuple(map(peak_memory, job.bundle.devices[1:])),
     )
 
 
