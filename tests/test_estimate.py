@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framepack.cli import main
+from framepack.codecs.streaming import stream_decoder
 from framepack.codecs.video_vae import load_codec
 from framepack.errors import InputError, UnknownNameError
 from framepack.evaluation.scale.measured import Measuring
@@ -30,7 +31,7 @@ from framepack.resources.estimate import Estimate, estimate
 from framepack.resources.fitting import RESERVE
 from framepack.resources.hollow import find_architecture
 from framepack.resources.machine import GB
-from framepack.resources.policy import LOWEST, POLICIES, find_policy
+from framepack.resources.policy import LOWEST, POLICIES, SPLIT, find_policy
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 from framepack.resources.weights import NF4_BLOCK, weigh
 from tiny import save_tiny
@@ -221,6 +222,29 @@ def test_decoding_takes_what_a_real_decode_takes(family, tiled, latents, request
     assert found.activations == pytest.approx(real, rel=0.15)
 
 
+def test_caches_of_other_tiles_lie_in_the_system(wan):
+    """What a real decode in tiles holds, less the caches of all tiles but one."""
+    codec, architecture = load_codec(wan / "vae"), find_architecture(str(wan))
+    cost = CodecCost(architecture, (8, 12), CUDA)
+    for vae in (codec.vae, cost._codec.vae):
+        vae.tile_sample_min_height = vae.tile_sample_min_width = 32
+        vae.tile_sample_stride_height = vae.tile_sample_stride_width = 24
+    codec.enable_tiling()
+    decoder = stream_decoder(codec)
+    for latent in torch.randn(1, 16, 3, 8, 12).split(1, dim=2):
+        decoder.push(latent)
+    caches = [
+        bytes_of(kept for kept in cache if isinstance(kept, torch.Tensor))
+        for cache in decoder._caches.values()
+    ]
+    assert len(caches) == 12
+    real, found = decoded(codec, 5, SIZE), cost.decode(5, tiled=True)
+    assert found.activations == pytest.approx(real - (sum(caches) - max(caches)), rel=0.15)
+    assert found.activations < 0.7 * real
+    # There and back with every push of two latents.
+    assert found.moved == 2 * sum(caches) * 3 and cost.decode(5).moved == 0
+
+
 def test_operations_of_a_long_decode_follow_from_those_of_its_beginning(wan, hunyuan):
     """What is added by the latent is what is counted where all of it runs."""
     for folder in (wan, hunyuan):
@@ -253,9 +277,8 @@ def test_policies_have_the_names_that_they_are_put_together_from():
     for name, policy in POLICIES.items():
         assert name == policy.name and find_policy(name) is policy
         assert policy.tiled == name.endswith("-tiled") and (policy.storage or "") in name
-        assert policy.placement == (
-            "model" if "models" in name else "layer" if "layers" in name else "device"
-        )
+        places = {"models": "model", "layers": "layer", "split": "split"}
+        assert policy.placement == places.get(name.split("-")[0], "device")
     assert len({(p.placement, p.storage, p.tiled) for p in POLICIES.values()}) == len(POLICIES)
     with pytest.raises(UnknownNameError, match=r"memory policy 'lo'.*auto, low, full"):
         find_policy("lo")
@@ -360,7 +383,7 @@ def test_the_command_prints_stages_policies_and_what_auto_takes(run, wan, tiny):
     assert code == 0
     for text in ("tiny wan", "96 x 64", "Stages", "text_encoder", "transformer", "decode tiled"):
         assert text in out, text
-    assert all(name in out for name in POLICIES)
+    assert all((name in out) != (policy.placement == SPLIT) for name, policy in POLICIES.items())
     assert "fits" in out and "auto takes full" in out and "no times" in out
     code, out, _ = run("--model", tiny, "--memory", 0.5, "--system-memory", 1, "--flops-per-second", 1e12)
     assert code == 0 and "nothing fits" in out and "1e+12 FLOP/s" in out
@@ -373,7 +396,8 @@ def test_json_says_the_same(run, tiny):
     assert code == 0 and told == json.loads(json.dumps(found.to_json()))
     # A codec of single frames has no tiles.
     assert told["chosen"] == "full"
-    assert {c["policy"] for c in told["choices"]} == {n for n, p in POLICIES.items() if not p.tiled}
+    alone = {n for n, p in POLICIES.items() if not (p.tiled or p.placement == SPLIT)}
+    assert {c["policy"] for c in told["choices"]} == alone
     assert told["choices"][0]["seconds"] is None and told["device"] == "cuda"
 
 
@@ -391,6 +415,8 @@ def test_bad_input_is_told_in_one_line(run, tiny, wan, tmp_path):
         ("--system-memory", "-2"): "--system-memory -2 must be a number above 0",
         ("--bandwidth", "0"): "--bandwidth 0 must be a number above 0",
         ("--steps", "0"): "--steps 0 must be a number above 0",
+        ("--devices", "0"): "--devices 0 must be a number above 0",
+        ("--device", "cpu", "--devices", "2"): "2 devices are for GPUs, 'cpu' is one: leave --devices out",
         ("--guidance", "-1"): "--guidance -1 must be 0 or more",
         ("--dtype", "fp8"): "dtype 'fp8': choose one of auto, float32, bfloat16, float16",
         ("--device", "tpu"): "device 'tpu' is not on this machine",

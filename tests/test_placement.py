@@ -20,8 +20,10 @@ from framepack.generation.request import GenerateRequest
 from framepack.generation.run import latents_of
 from framepack.models.bundle import Bundle
 from framepack.models.loading import load_bundle
+from framepack.resources.hollow import find_architecture
 from framepack.resources.policy import POLICIES
 from framepack.resources.tally import bytes_of
+from framepack.resources.weights import weigh
 from tiny_clips import save_model
 
 CPU = torch.device("cpu")
@@ -101,6 +103,20 @@ def test_what_is_packed_and_normed_is_stored_as_it_was(model):
     rounded = [name for name, kind in kinds.items() if kind == "Linear4bit"]
     assert rounded and not any("packing_kernels" in name or "norm" in name for name in rounded)
     assert any("block" in name for name in rounded)
+
+
+@pytest.mark.parametrize("storage", ["fp8", "nf4"])
+def test_what_is_stored_smaller_is_what_an_estimate_says(model, storage):
+    small = stored(load_bundle(str(model)), storage).transformer
+    held = sum(tensor.nbytes for tensor in (*small.parameters(), *small.buffers()))
+    states = (getattr(weight, "quant_state", None) for weight in small.parameters())
+    held += sum(state.absmax.nbytes for state in states if state is not None)
+    found = weigh(find_architecture(str(model)).hollow(dtype=torch.float32), storage, torch.float32)
+    assert found.total == held
+    # What steers all tokens alike is not rounded: of HunyuanVideo, a quarter of all weights.
+    named = small.named_parameters()
+    steering = [weight.dtype for name, weight in named if "norm" in name and "linear" in name]
+    assert set(steering) <= {torch.float32} and bool(steering) == ("hunyuan" in model.name)
 
 
 def test_a_policy_does_what_its_name_says(model):

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tiny_parts as tiny
 from framepack.codecs.frame import FrameAutoencoder
@@ -175,6 +176,39 @@ def test_tiles_in_space_are_the_vae_s(family, height, width):
         assert not torch.allclose(found, codec.decode(latents), atol=1e-3)
     else:
         assert torch.allclose(found, video, rtol=0, atol=TOLERANCE[family])
+
+
+@pytest.mark.parametrize("family", WAN)
+def test_one_tile_at_a_time_has_its_cache_on_the_device(family):
+    """On devices that PyTorch pretends to have: the VAE's for a GPU, the meta device for system memory."""
+    with FakeTensorMode():
+        codec = make_codec(family)
+        side = codec.spatial_stride
+        codec.vae.enable_tiling(*[3 * side] * 2, *[2 * side] * 2)
+        codec.parking = torch.device("meta")
+        latents, decoder = torch.empty(1, codec.latent_channels, 5, 4, 5), stream_decoder(codec)
+        others = []
+
+        def see(module, args, kwargs) -> None:
+            others.append({kept.device.type for kept in decoder.held})
+            seen = [kept for kept in kwargs["feat_cache"] if isinstance(kept, torch.Tensor)]
+            assert {kept.device.type for kept in (*seen, args[0])} == {"cpu"}
+
+        codec.vae.decoder.register_forward_pre_hook(see, with_kwargs=True)
+        for part in in_chunks(latents, [2, 3]):
+            assert decoder.push(part).device.type == "cpu"
+            assert {kept.device.type for kept in decoder.held} == {"meta"}
+    # Six tiles, five latents each; but for the very first one's, something waits each time.
+    assert len(others) == 30 and others[:2] == [set(), set()] and others[2:] == [{"meta"}] * 28
+
+
+@pytest.mark.parametrize("family", WAN)
+def test_the_sizes_of_pushes_change_no_bit_in_tiles(family):
+    codec = make_codec(family)
+    side = codec.spatial_stride
+    codec.vae.enable_tiling(*[3 * side] * 2, *[2 * side] * 2)
+    latents = random_latents(codec, 4, 4, 5)
+    assert torch.equal(streamed(codec, latents, [3, 1]), streamed(codec, latents, [1]))
 
 
 @pytest.mark.parametrize(("size", "step"), [(16, 8), (16, 4), (12, 12), (18, 12), (24, 16)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,10 +65,17 @@ def estimate(
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
+    devices: Annotated[
+        int,
+        typer.Option("--devices", help="How many GPUs make each section together.", rich_help_panel=MACHINE),
+    ] = 1,
     memory: Annotated[
         float | None,
         typer.Option(
-            "--memory", help="GB that the device has.", show_default="this machine's", rich_help_panel=MACHINE
+            "--memory",
+            help="GB that each device has.",
+            show_default="this machine's",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     system_memory: Annotated[
@@ -117,6 +126,7 @@ def estimate(
             steps=steps,
             guidance=guidance,
             device=device,
+            devices=devices,
             dtype=dtype,
             memory=memory,
             system=system_memory,
@@ -141,7 +151,7 @@ def show(found: Estimate, console: Console) -> None:
         f"[bold]{found.model}[/], {width} x {height}: {found.frames:,} frames at {found.fps:g} fps "
         f"({found.frames / found.fps:.1f} s) in {found.sections:,} sections of up to {own:,} tokens that see "
         f"{context:,}, {found.calls:,} calls of {found.section_operations / found.steps:.3g} FLOP at most; "
-        f"{found.dtype} on {found.device}",
+        f"{found.dtype} on {f'{found.devices} x ' if found.devices > 1 else ''}{found.device}",
         markup=True,
     )
     console.print(_stages(found))
@@ -172,14 +182,18 @@ def _stages(found: Estimate) -> Table:
 def _policies(found: Estimate) -> Table:
     gpu = found.device.startswith("cuda")
     last = ("time",) if found.timed else ()
-    columns = ("policy", "GPU" if gpu else "memory", "of it in", *(("system", "moved") if gpu else ()), *last)
-    given = f"{found.memory / GB:.4g} GB" + (f", system {found.system / GB:.4g} GB" if gpu else "")
+    several = found.devices > 1
+    where = "each GPU" if several else "GPU" if gpu else "memory"
+    columns = ("policy", where, "of it in", *(("system", "moved") if gpu else ()), *last)
+    given = f"{found.memory / GB:.4g} GB" + (f" on each of {found.devices} GPUs" if several else "")
+    given += f", system {found.system / GB:.4g} GB" if gpu else ""
     table = _table(f"Policies, with {given}", ("", *columns, "but"))
     chosen = found.chosen
     for choice in found.choices:
         fits = choice.fits and choice.fits_system
         mark = "[green]fits[/]" if fits else "[red]no[/]"
-        cells = [mark, choice.policy.name, _over(choice.device, choice.fits), choice.stage]
+        held = _each(choice.devices) if several else _gb(choice.device)
+        cells = [mark, choice.policy.name, held if choice.fits else f"[red]{held}[/]", choice.stage]
         if gpu:
             cells += [_over(choice.system, choice.fits_system), _gb(choice.moved)]
         if found.timed:
@@ -204,6 +218,12 @@ def _gb(count: float) -> str:
     if count >= 10 * GB:
         return f"{count / GB:.1f} GB"
     return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
+
+
+def _each(counts: Sequence[float]) -> str:
+    """Of one device after the other, those alike together."""
+    alike = [(text, len([*group])) for text, group in groupby(map(_gb, counts))]
+    return ", ".join(f"{times} x {text}" if times > 1 else text for text, times in alike)
 
 
 def _over(count: float, fits: bool) -> str:

@@ -106,9 +106,7 @@ def generate(
     ] = None,
     devices: Annotated[
         int,
-        typer.Option(
-            "--devices", help="How many devices compute each section together.", rich_help_panel=HOW
-        ),
+        typer.Option("--devices", help="How many devices make each section together.", rich_help_panel=HOW),
     ] = 1,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=HOW)
@@ -120,7 +118,7 @@ def generate(
         str,
         typer.Option(
             "--memory",
-            help="How the model is fitted into memory: full, auto, low, models, layers, fp8 ...",
+            help="How the model is fitted into memory: full, auto, low, models, layers, split, fp8 ...",
             rich_help_panel=HOW,
         ),
     ] = "full",

@@ -117,7 +117,8 @@ class FrameStream:
 class WanStream:
     """AutoencoderKLWan of Wan 2.1 and 2.2, as its ``_decode`` and ``tiled_decode`` go about it.
 
-    Each tile in space, where ``enable_tiling`` made them, has a cache of its own.
+    Each tile in space, where ``enable_tiling`` made them, has a cache of its own. All latents of a push go
+    through one tile and then through the next, whose cache lies in system memory meanwhile.
     """
 
     def __init__(self, codec: Any) -> None:
@@ -139,7 +140,7 @@ class WanStream:
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        frames = torch.cat([self._latent(raw) for raw in self._codec.unscale(latents).split(1, dim=2)], dim=2)
+        frames = self._frames(self._codec.unscale(latents))
         if self._patch > 1:
             frames = self._unpatchify(frames, self._patch)
         pixels = frames.clamp(-1, 1)
@@ -153,8 +154,8 @@ class WanStream:
     def _patch(self) -> int:
         return self._vae.config.patch_size or 1
 
-    def _latent(self, raw: Tensor) -> Tensor:
-        """One latent (1, C, 1, h, w) to 1 or s frames, before they are unpatchified."""
+    def _frames(self, raw: Tensor) -> Tensor:
+        """Latents (1, C, n, h, w) to their frames, before they are unpatchified."""
         vae, ratio, patch = self._vae, self._vae.spatial_compression_ratio, self._patch
         height, width = raw.shape[3:]
         tile = (vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio)
@@ -166,14 +167,15 @@ class WanStream:
             vae.tile_sample_min_height // patch - shown[0],
             vae.tile_sample_min_width // patch - shown[1],
         )
+        alone = step == (height, width)
         rows = [
             [
-                self._tile(raw[..., top : top + tile[0], left : left + tile[1]], (top, left))
+                self._tile(raw[..., top : top + tile[0], left : left + tile[1]], (top, left), alone=alone)
                 for left in range(0, width, step[1])
             ]
             for top in range(0, height, step[0])
         ]
-        self.decoded += 1
+        self.decoded += raw.shape[2]
         if len(rows) == len(rows[0]) == 1:
             return rows[0][0]
         for i, row in enumerate(rows):
@@ -185,11 +187,25 @@ class WanStream:
         cut = [torch.cat([part[..., : shown[0], : shown[1]] for part in row], dim=-1) for row in rows]
         return torch.cat(cut, dim=3)[..., : height * ratio // patch, : width * ratio // patch]
 
-    def _tile(self, raw: Tensor, corner: tuple[int, int]) -> Tensor:
-        cache = self._caches.setdefault(corner, [None] * self._convolutions)
-        return self._vae.decoder(
-            self._vae.post_quant_conv(raw), feat_cache=cache, feat_idx=[0], first_chunk=self.decoded == 0
-        )
+    def _tile(self, raw: Tensor, corner: tuple[int, int], *, alone: bool) -> Tensor:
+        """A tile's latents (1, C, n, h, w) to its frames. Of several, its cache is on the device just now."""
+        vae, cache = self._vae, _moved(self._caches.pop(corner, [None] * self._convolutions), raw.device)
+        frames = [
+            vae.decoder(
+                vae.post_quant_conv(latent),
+                feat_cache=cache,
+                feat_idx=[0],
+                first_chunk=self.decoded + number == 0,
+            )
+            for number, latent in enumerate(raw.split(1, dim=2))
+        ]
+        self._caches[corner] = cache if alone else _moved(cache, self._codec.parking)
+        return torch.cat(frames, dim=2)
+
+
+def _moved(cache: list[Any], device: torch.device) -> list[Any]:
+    """What convolutions saw last, and marks of those that saw nothing yet."""
+    return [kept.to(device) if isinstance(kept, Tensor) else kept for kept in cache]
 
 
 def receptive_field(decoder: Any) -> int:

@@ -38,7 +38,12 @@ class VideoCodec(nn.Module):
 
     Args:
         vae: an AutoencoderKLHunyuanVideo, or an AutoencoderKLWan of Wan 2.1 or 2.2.
+
+    Attributes:
+        parking: where a decoder keeps what it knows of a tile while it is at another.
     """
+
+    parking = torch.device("cpu")
 
     def __init__(self, vae: Any) -> None:
         super().__init__()

@@ -48,7 +48,8 @@ class RunConfig:
         device, dtype: other devices and precisions round differently.
         step_cache: ``StepCache.to_json``; None without. compiled, attention: other code rounds differently;
             None is the attention that framepack takes by itself.
-        devices: how many compute each section together, which rounds differently too.
+        devices: how many compute each section together, which rounds differently too; where they only have
+            its layers split among them, as one.
     """
 
     model_digest: str
@@ -139,7 +140,7 @@ def resolve(request: GenerateRequest, selection: Selection, bundle: Bundle) -> R
         cues=script.to_json() if changes else None,
         negative_prompt="" if guidance == 1 else request.negative_prompt,
         image=None if selection.picture is None else picture_digest(selection.picture),
-        devices=request.devices,
+        devices=1 if bundle.devices else request.devices,
         device=bundle.device.type,
         dtype=dtype_name(bundle.transformer.dtype),
         embedded_guidance=(

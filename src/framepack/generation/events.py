@@ -116,7 +116,8 @@ class Finished:
         elapsed: seconds of all of it.
         context_tokens: as in ``Started``.
         peak_memory: bytes; resident on a CPU, allocated on the device elsewhere.
-        other_peaks: the same of each process beside this one, where several devices made sections.
+        other_peaks: the same of each process beside this one, or of each device beside the first, where
+            several made sections.
     """
 
     out: Path

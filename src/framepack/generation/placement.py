@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,10 +18,14 @@ from torch.utils._pytree import tree_map
 from framepack.errors import InputError
 from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import Selection
+from framepack.generation.splitting import devices_for, split
 from framepack.models.bundle import Bundle
 from framepack.models.loading import move_companions
 from framepack.resources.machine import GB, device_memory
-from framepack.resources.policy import AUTO, FP8, FULL, LAYER, MODEL, POLICIES, Policy, find_policy
+from framepack.resources.policy import AUTO, FP8, FULL, LAYER, MODEL, POLICIES, SPLIT, Policy, find_policy
+
+if TYPE_CHECKING:
+    from framepack.resources.estimate import Estimate
 
 BLOCK = 64
 """Weights of nf4 that share a scale."""
@@ -30,6 +34,9 @@ BLOCK = 64
 def policy_for(request: GenerateRequest, selection: Selection, device: torch.device) -> Policy:
     """The policy that a request names. ``auto`` is the one that changes least of those that fit.
 
+    Of several GPUs that are asked for, all are used; where only one is, and nothing fits it without rounding
+    weights, others that can be seen are.
+
     Raises:
         UnknownNameError: no such policy. InputError: ``auto``, and none that fits.
     """
@@ -37,10 +44,34 @@ def policy_for(request: GenerateRequest, selection: Selection, device: torch.dev
         return find_policy(request.memory)
     if device.type != "cuda":
         return POLICIES[FULL]
+    found = _estimated(request, selection, device, request.devices)
+    chosen = found.chosen
+    others = torch.cuda.device_count() if request.devices == 1 and device.index is None else 1
+    if others > 1 and (chosen is None or chosen.policy.storage is not None):
+        spread = _estimated(request, selection, device, others).chosen
+        if spread is not None and (chosen is None or spread.policy.storage is None):
+            chosen = spread
+    if chosen is not None:
+        return chosen.policy
+    least = min(found.choices, key=lambda choice: (not choice.fits, choice.device))
+    height, width = selection.size
+    raise InputError(
+        f"{found.model} at {width}x{height} needs {least.device / GB:.1f} GB of the GPU and "
+        f"{least.system / GB:.1f} GB of the system with --memory {least.policy.name}, the least there is; "
+        f"here are {found.memory / GB:.1f} GB and {found.system / GB:.1f} GB: choose a smaller --size or "
+        "--schedule"
+    )
+
+
+def _estimated(
+    request: GenerateRequest, selection: Selection, device: torch.device, devices: int
+) -> Estimate:
+    """What is asked for on so many GPUs of this machine, each taken for the smallest of them."""
     from framepack.resources.estimate import estimate  # brings what counts without data, for auto alone
 
-    there, timeline = device_memory(device) / GB, selection.timeline
-    found = estimate(
+    cards = [device] if devices == 1 else [torch.device("cuda", index) for index in range(devices)]
+    timeline = selection.timeline
+    return estimate(
         request.model,
         size=selection.size,
         seconds=timeline.frames / timeline.fps,
@@ -49,24 +80,19 @@ def policy_for(request: GenerateRequest, selection: Selection, device: torch.dev
         steps=request.steps,
         guidance=request.guidance,
         device="cuda",
+        devices=devices,
         dtype=request.dtype,
-        memory=there,
-    )
-    if found.chosen is not None:
-        return found.chosen.policy
-    least = min(found.choices, key=lambda choice: (not choice.fits, choice.device))
-    height, width = selection.size
-    raise InputError(
-        f"{found.model} at {width}x{height} needs {least.device / GB:.1f} GB of the GPU and "
-        f"{least.system / GB:.1f} GB of the system with --memory {least.policy.name}, the least there is; "
-        f"here are {there:.1f} GB and {found.system / GB:.1f} GB: choose a smaller --size or --schedule"
+        memory=min(map(device_memory, cards)) / GB,
     )
 
 
-def place(bundle: Bundle, policy: Policy, device: torch.device) -> Bundle:
+def place(bundle: Bundle, policy: Policy, device: torch.device, devices: int = 1) -> Bundle:
     """Put a model whose weights are on the CPU where a policy has them, to compute on ``device``.
 
     On a CPU all weights are in system memory anyway: only storage and tiles make a difference.
+
+    Args:
+        devices: how many a policy that splits has, see `splitting.devices_for`.
 
     Raises:
         InputError: a policy that the device or the model cannot have.
@@ -80,6 +106,9 @@ def place(bundle: Bundle, policy: Policy, device: torch.device) -> Bundle:
         bundle = stored(bundle, policy.storage)
     if policy.tiled:
         tile(bundle)
+    if policy.placement == SPLIT:
+        stream_encoders(bundle, policy.streams_encoders)
+        return split(bundle, devices_for(policy, device, devices))
     if device.type == "cpu":
         return bundle
     if policy.placement == LAYER:
@@ -151,7 +180,12 @@ def _to_nf4(transformer: Any, dtype: torch.dtype) -> None:
                 device="meta",
             )
             made.weight = Params4bit(
-                layer.weight.data, requires_grad=False, quant_type="nf4", blocksize=BLOCK, module=made
+                layer.weight.data,
+                requires_grad=False,
+                quant_type="nf4",
+                blocksize=BLOCK,
+                compress_statistics=False,  # its scales are float32, as an estimate counts them
+                module=made,
             )
             made.bias = layer.bias
             setattr(parent, name, made.to("cpu").requires_grad_(False))

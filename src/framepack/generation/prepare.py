@@ -18,6 +18,7 @@ from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
 from framepack.generation.selection import Selection, select
 from framepack.generation.shortage import TILED, tiled_if_short, told_if_short
+from framepack.generation.splitting import devices_for
 from framepack.models.attention import check_attention
 from framepack.models.bundle import Bundle, compiled
 from framepack.models.codebook import check_codebook
@@ -26,7 +27,7 @@ from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
 from framepack.models.step_cache import StepCache, check_stages
-from framepack.resources.policy import FULL
+from framepack.resources.policy import FULL, SPLIT
 from framepack.sampling.solvers import check_solver
 
 HELD = 2
@@ -61,14 +62,16 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         device = pick_device(request.device)
         policy = policy_for(request, selection, device)
         attention = check_attention(request.attention, device)
-        if request.devices > 1:
+        if policy.placement == SPLIT:
+            devices_for(policy, device, request.devices)
+        elif request.devices > 1:
             check_devices(request.devices, device, source, attention)
         dtype = pick_dtype(request.dtype, device)
         if policy.name == FULL:
             bundle = load_bundle(source, device, dtype)
         else:
             read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
-            bundle = place(read, policy, device)
+            bundle = place(read, policy, device, request.devices)
         bundle = replace(bundle, attention=attention)
         if request.compile:
             bundle = compiled(bundle)

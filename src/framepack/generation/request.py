@@ -13,6 +13,7 @@ from framepack.models.lora import Lora
 from framepack.models.step_cache import StepCache
 from framepack.planning.prompts import read_prompt
 from framepack.planning.script import Script
+from framepack.resources.policy import AUTO, SPLIT, find_policy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +52,7 @@ class GenerateRequest:
         step_cache: some steps reuse what earlier ones computed: ``first-block``, ``mag`` or ``taylorseer``,
             with ``=`` and a value, see ``models.step_cache``. compile: have PyTorch compile the blocks first.
         attention: of diffusers' backends, by name.
-        devices: how many compute each section together.
+        devices: how many compute each section together, or have a transformer split among them.
         device: ``auto`` or a PyTorch device. dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         memory: policy that the model is fitted into memory by, see ``resources.policy``.
         out: the MP4; ``outputs/{job}.mp4`` by default. workdir: run folder; ``{job}`` beside ``out``.
@@ -111,12 +112,15 @@ class GenerateRequest:
             StepCache.parse(self.step_cache)
         if self.devices < 1:
             raise InputError(f"{self.devices} devices: use 1 or more")
-        if self.devices > 1 and (self.compile or self.step_cache is not None):
+        policy = None if self.memory == AUTO else find_policy(self.memory)
+        splits = policy is not None and policy.placement == SPLIT
+        if self.devices > 1 and not splits and (self.compile or self.step_cache is not None):
             what = "compiled blocks" if self.compile else f"step cache '{self.step_cache}'"
             raise InputError(f"{what} and {self.devices} devices do not go together: leave one of them out")
-        if self.devices > 1 and self.memory != "full":
+        if self.devices > 1 and policy is not None and not policy.for_many:
             raise InputError(
-                f"memory policy '{self.memory}' and {self.devices} devices do not go together: leave one out"
+                f"memory policy '{self.memory}' and {self.devices} devices do not go together: leave one out "
+                "or choose split"
             )
         if self.dtype not in DTYPES:
             raise InputError(f"dtype '{self.dtype}' is not known: choose one of {', '.join(DTYPES)}")

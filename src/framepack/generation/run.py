@@ -220,7 +220,7 @@ def _finished(job: PreparedRun, clock: Clock, *, cached: bool) -> Finished:
         seconds=clock.seconds,
         elapsed=clock.elapsed,
         peak_memory=peak_memory(job.bundle.device),
-        other_peaks=clock.other_peaks,
+        other_peaks=clock.other_peaks or tuple(map(peak_memory, job.bundle.devices[1:])),
     )
 
 

@@ -66,7 +66,9 @@ class Bundle:
             empty where both are modules of framepack's own.
         codebook: codewords of discretised history, of models that have them.
         loras: those that the transformer acts with. lora_digest: of their files and weights.
-        execution: where the transformer computes if its weights lie elsewhere until they are needed.
+        execution: where the transformer computes if its weights lie elsewhere until they are needed; of one
+            that is split, where it begins and ends. devices: that its blocks are divided among, in order;
+            empty where it is not split.
         mag_ratios: of the ``mag`` step cache, for models that have them.
         compiled: its blocks are compiled. attention: diffusers' backend; None is framepack's own choice.
     """
@@ -80,6 +82,7 @@ class Bundle:
     loras: tuple[Lora, ...] = ()
     lora_digest: str = NO_LORAS
     execution: torch.device | None = None
+    devices: tuple[torch.device, ...] = ()
     codebook: Codebook | None = None
     mag_ratios: tuple[float, ...] = ()
     compiled: bool = False

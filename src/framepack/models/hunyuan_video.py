@@ -175,6 +175,10 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
     def base_projection(self) -> nn.Conv3d:
         return self.x_embedder.proj
 
+    @property
+    def stack(self) -> tuple[Any, ...]:
+        return (*self.transformer_blocks, *self.single_transformer_blocks)
+
     def isolate(self, *, causal: bool = False) -> None:
         """Have history attend to history only from now on: a model must be trained so, or trained on.
 
@@ -192,7 +196,7 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
                 "with history timestep 'zero'"
             )
         self.register_to_config(isolated_history=True)
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+        for block in self.stack:
             block.attn.set_processor(IsolatedHunyuanVideoAttnProcessor())
 
     # Inference -------------------------------------------------------------------------------------
@@ -275,7 +279,7 @@ class PackedHunyuanVideoTransformer3DModel(PackedTransformer, HunyuanVideoTransf
             remembered = next(iter(memory.held.values()))[0].shape[1] if memory is not None else 0
             mask = self._shown(remembered + x.shape[1], text_mask)[:, None, None]
         rotary = SplitPhases(*turns, own, memory) if self.config.isolated_history else turns
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+        for block in self.stack:
             # Plain blocks leave the last two aside.
             inputs = (x, text, times[0], mask, rotary, times[1], history)
             if torch.is_grad_enabled() and self.gradient_checkpointing:

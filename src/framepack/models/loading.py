@@ -226,17 +226,22 @@ def load_companions(
     return load_codec(vae, device), _conditioner(source, device)
 
 
-def move_companions(bundle: Bundle, device: torch.device) -> None:
-    """Have codec and conditioner compute on a device, in the precision that ``load_companions`` picks."""
+def move_companions(bundle: Bundle, device: torch.device, beside: torch.device | None = None) -> None:
+    """Have codec and conditioner compute on a device, in the precision that ``load_companions`` picks.
+
+    Args:
+        beside: another one for the codec.
+    """
     conditioner: Any = bundle.conditioner
     conditioner.to(device)
     codec: Any = bundle.codec
+    place = beside or device
     if isinstance(codec, FrameAutoencoder):
-        codec.to(device)
+        codec.to(place)
     else:
         from framepack.codecs.video_vae import released_dtype
 
-        codec.to(device, released_dtype(type(codec.vae), device))
+        codec.to(place, released_dtype(type(codec.vae), place))
 
 
 def _lent(source: Source) -> dict[str, Path]:

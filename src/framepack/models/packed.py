@@ -38,6 +38,11 @@ class PackedTransformer:
         """The projection of the noisy target, of which new kernels are made."""
         raise NotImplementedError
 
+    @property
+    def stack(self) -> tuple[Any, ...]:
+        """Its blocks, in the order that tokens go through them."""
+        raise NotImplementedError
+
     def add_kernels(self, kernels: Iterable[Kernel]) -> None:
         """Make the model take kernels it was not trained with, initialised as in ``adopt``."""
         fresh = [kernel for kernel in dict.fromkeys(kernels) if not self.packing_kernels.has(kernel)]

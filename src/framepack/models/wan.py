@@ -179,6 +179,10 @@ class PackedWanTransformer3DModel(PackedTransformer, WanTransformer3DModel):
     def base_projection(self) -> nn.Conv3d:
         return self.patch_embedding
 
+    @property
+    def stack(self) -> tuple[Any, ...]:
+        return tuple(self.blocks)
+
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -16,7 +16,7 @@ from framepack.resources.alike import Alike
 from framepack.resources.companions import Companion, config_of, fields_of
 from framepack.resources.hollow import Architecture, empty_weights, made_in
 from framepack.resources.operations import operation_counter
-from framepack.resources.tally import Tally, tensors_in
+from framepack.resources.tally import Tally, bytes_of, tensors_in
 from framepack.resources.weights import weigh
 
 WAN_2_2_VAE = {
@@ -32,6 +32,8 @@ WAN_2_2_VAE = {
     "latents_std": [1.0] * 48,
 }
 """Of Wan-AI/Wan2.2-TI2V-5B-Diffusers; the other released VAEs are diffusers' defaults of their class."""
+PARKING = torch.device("meta")
+"""Stands for the system's memory beside a device, whose tensors are all said to be on the CPU here."""
 
 
 class CodecCost:
@@ -73,6 +75,8 @@ class CodecCost:
         with self._mode:
             empty_weights(made)
             self._codec: Any = made if self.what == FrameAutoencoder.__name__ else VideoCodec(made)
+        if device.type == "cuda":
+            self._codec.parking = PARKING
 
     @property
     def has_tiles(self) -> bool:
@@ -84,7 +88,7 @@ class CodecCost:
 
     def _run(self, work: Callable[[Callable[[], int]], None]) -> tuple[int, int]:
         """Most bytes beside the weights, and operations; ``work`` is given what tells those so far."""
-        with torch.no_grad(), self._mode, Tally(tensors_in(self._codec)) as tally:
+        with torch.no_grad(), self._mode, Tally(tensors_in(self._codec), apart=PARKING) as tally:
             before = tally.live
             with operation_counter() as counter:
                 alike = Alike(tally, counter.get_total_flops)
@@ -108,6 +112,7 @@ class CodecCost:
         pushes = self._pushes(latents)
         done = sum(pushes)
         counts: list[int] = []
+        parked: list[int] = []
 
         def push(told: Callable[[], int]) -> None:
             decoder = stream_decoder(self._codec)
@@ -116,12 +121,15 @@ class CodecCost:
                 pixels = decoder.push(torch.empty(1, self.spec.latent_channels, count, *self.grid))
                 counts.append(told())
             pixels = decoder.finish()
+            parked.append(bytes_of(kept for kept in decoder.held if kept.device == PARKING))
             del pixels
 
         peak, operations = self._run(push)
         if latents > done:
             operations += (counts[-1] - counts[-2]) * (latents - done) // pushes[-1]
-        return self._companion("decode tiled" if tiled else "decode", peak, operations)
+        # Tiles' caches go and come with every push.
+        moved = 2 * parked[0] * -(-latents // together(self.spec.temporal_stride))
+        return self._companion("decode tiled" if tiled else "decode", peak, operations, moved)
 
     def _pushes(self, latents: int) -> list[int]:
         """Latents to be pushed one after the other, the last of which does what all after it would do."""
@@ -139,7 +147,7 @@ class CodecCost:
             pushes += [now] if now > 0 else []
         return pushes
 
-    def _companion(self, name: str, activations: int, operations: float) -> Companion:
+    def _companion(self, name: str, activations: int, operations: float, moved: int = 0) -> Companion:
         return Companion(
             name=name,
             what=self.what,
@@ -147,5 +155,6 @@ class CodecCost:
             held=self.weights.total,
             activations=activations,
             operations=float(operations),
+            moved=moved,
             published=self.published,
         )

@@ -76,6 +76,7 @@ class Companion:
         name: of its folder. what: its class.
         weights: as it runs. held: bytes of them in system memory before that.
         activations: most bytes at once, beside the weights. operations: of all its work.
+        moved: bytes that go between system memory and the device meanwhile, there and back.
         published: its configuration is not here, but the family's published one.
     """
 
@@ -85,6 +86,7 @@ class Companion:
     held: int
     activations: int
     operations: float
+    moved: int = 0
     published: bool = False
 
 

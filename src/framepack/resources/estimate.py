@@ -22,7 +22,7 @@ from framepack.resources.fitting import RESERVE, Choice, Work, fitted
 from framepack.resources.hollow import Architecture, find_architecture
 from framepack.resources.kinds import Kind, Simulated, Throughput
 from framepack.resources.machine import GB, device_memory, system_memory
-from framepack.resources.policy import DEVICE, NF4, POLICIES, Policy
+from framepack.resources.policy import DEVICE, NF4, POLICIES, SPLIT, Policy
 from framepack.resources.sections import PACKED, grid_of, timeline_of
 from framepack.resources.weights import Weights, weigh
 
@@ -58,7 +58,9 @@ class Estimate:
     Attributes:
         size: (height, width). tokens: of the dearest section, its own and its context's. calls: of the
             transformer, of all sections. section_operations: of the dearest section, all its steps.
-        memory, system: bytes that there are. timed: the throughput was given.
+        devices: how many make a section together.
+        memory, system: bytes that there are, of each device and of the system. timed: the throughput was
+            given.
         choices: those that fit first, the fastest first. assumptions: a line each.
     """
 
@@ -74,6 +76,7 @@ class Estimate:
     tokens: tuple[int, int]
     section_operations: float
     device: str
+    devices: int
     dtype: str
     memory: float
     system: float
@@ -109,6 +112,7 @@ def estimate(
     steps: int | None = None,
     guidance: float | None = None,
     device: str = "auto",
+    devices: int = 1,
     dtype: str = "auto",
     memory: float | None = None,
     system: float | None = None,
@@ -122,8 +126,9 @@ def estimate(
         model: as in `find_architecture`. size: (height, width) in px; the model's first bucket.
         method, schedule, steps, guidance: the model's own by default.
         device: ``auto`` is this machine's, or a GPU where ``memory`` or ``flops_per_second`` is given.
+        devices: that make a section together, GPUs where there are several.
         dtype: that the transformer computes in; ``auto`` is bfloat16 on a GPU that is not here.
-        memory, system: GB of the device and of the system; this machine's by default.
+        memory, system: GB of each device and of the system; this machine's by default.
         flops_per_second: of the device; None gives no times. bandwidth: GB a second, from system to device.
         tell: told of progress.
 
@@ -138,6 +143,7 @@ def estimate(
             "--flops-per-second": flops_per_second,
             "--bandwidth": bandwidth,
             "--steps": steps,
+            "--devices": devices,
         }
     )
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
@@ -152,6 +158,8 @@ def estimate(
     timeline = timeline_of(spec, own, seconds, spec.fps)
     elsewhere = device == "auto" and (memory is not None or flops_per_second is not None)
     where = torch.device("cuda") if elsewhere or device == "cuda" else pick_device(device)
+    if devices > 1 and where.type != "cuda":
+        raise InputError(f"{devices} devices are for GPUs, '{where}' is one: leave --devices out")
     if memory is None:
         memory = device_memory(where) / GB
     system = system_memory() / GB if system is None else system
@@ -177,10 +185,12 @@ def estimate(
     for tiled in (False, True)[: 1 + codec.has_tiles]:
         tell("codec, tiled" if tiled else "codec")
         decoded.append((codec.encode(tiled=tiled), codec.decode(timeline.latent_frames, tiled=tiled)))
+    policies = _of(where, devices, architecture)
     work = Work(
         simulated=simulated,
         weights={
-            storage: _weights(architecture, simulated, storage) for storage in {p.storage for p in _of(where)}
+            storage: _weights(architecture, simulated, storage)
+            for storage in {None, *(policy.storage for policy in policies)}
         },
         activations=int(point.memory) - cost.weights,
         operations=point.total_operations,
@@ -192,8 +202,8 @@ def estimate(
     )
     room = (memory * GB, system * GB)
     choices = [
-        fitted(policy, work, room, flops_per_second or NOMINAL, bandwidth * GB)
-        for policy in _of(where)
+        fitted(policy, work, room, flops_per_second or NOMINAL, bandwidth * GB, devices)
+        for policy in policies
         if codec.has_tiles or not policy.tiled
     ]
     at = sections.dearest
@@ -213,13 +223,14 @@ def estimate(
         ),
         section_operations=point.operations,
         device=str(where),
+        devices=devices,
         dtype=str(simulated.dtype).removeprefix("torch."),
         memory=room[0],
         system=room[1],
         timed=flops_per_second is not None,
         stages=tuple(_stages(work)),
         choices=tuple(sorted(choices, key=lambda c: (not (c.fits and c.fits_system), c.seconds))),
-        assumptions=tuple(_assumptions(work, flops_per_second, bandwidth)),
+        assumptions=tuple(_assumptions(work, flops_per_second, bandwidth, devices)),
     )
 
 
@@ -237,10 +248,17 @@ def _dtype(wanted: str, device: torch.device) -> torch.dtype:
     return pick_dtype(wanted, device)
 
 
-def _of(device: torch.device) -> list[Policy]:
-    """Policies for a device: one that shares the system's memory has nothing to move its weights to."""
+def _of(device: torch.device, devices: int, architecture: Architecture) -> list[Policy]:
+    """Policies for a device: one that shares the system's memory has nothing to move its weights to.
+
+    Several make a section together where each has all weights, and as many heads, or some of the blocks.
+    """
+    if devices > 1:
+        evenly = architecture.heads % devices == 0
+        several = (policy for policy in POLICIES.values() if policy.for_many)
+        return [policy for policy in several if policy.placement == SPLIT or evenly]
     if device.type == "cuda":
-        return [*POLICIES.values()]
+        return [policy for policy in POLICIES.values() if policy.placement != SPLIT]
     lacks = () if device.type == "cpu" else (NF4,)
     return [p for p in POLICIES.values() if p.placement == DEVICE and p.storage not in lacks]
 
@@ -275,7 +293,7 @@ def _stage(part: Companion) -> Stage:
     )
 
 
-def _assumptions(work: Work, flops: float | None, bandwidth: float) -> list[str]:
+def _assumptions(work: Work, flops: float | None, bandwidth: float, devices: int) -> list[str]:
     simulated, shared = work.simulated, work.simulated.device.type != "cuda"
     branches, steps = simulated.branches, simulated.steps
     lines = [
@@ -291,10 +309,19 @@ def _assumptions(work: Work, flops: float | None, bandwidth: float) -> list[str]
         lines.append("device and system are one memory: all parts are in it together")
         return lines
     lines += [
-        f"{RESERVE:g} GB of the GPU are left to CUDA itself",
+        f"{RESERVE:g} GB of {'the' if devices == 1 else 'each'} GPU are left to CUDA itself",
         f"{bandwidth:g} GB/s from system memory to the GPU; by models, transformer and codec change places "
         "in every section; by layers, the next one comes while one computes",
     ]
+    if devices > 1:
+        lines[-1] = (
+            f"{bandwidth:g} GB/s from system memory to a GPU; what goes from GPU to GPU is not counted"
+        )
+        lines += [
+            "full: each GPU has all weights and a part of the tokens, the first one the codec and encoders",
+            "split: each GPU has some of the layers, and one computes at a time; encoders are on the first,"
+            " the codec is on the last",
+        ]
     if work.overlaps:
         lines.append(
             "with all weights on the GPU, a section is decoded while the next one is sampled where both fit"

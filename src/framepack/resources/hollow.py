@@ -53,10 +53,19 @@ class Architecture:
     @property
     def blocks(self) -> dict[str, int]:
         """How many blocks each of its stacks has, by the field that says so."""
-        fields = inspect.signature(_class_of(self.spec.family).__init__).parameters
-        return {
-            name: int(self.arguments.get(name, fields[name].default)) for name in STACKS if name in fields
-        }
+        return {name: self._number(name) for name in STACKS if name in self._fields}
+
+    @property
+    def heads(self) -> int:
+        """Of its attention."""
+        return self._number("num_attention_heads")
+
+    @property
+    def _fields(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(_class_of(self.spec.family).__init__).parameters
+
+    def _number(self, name: str) -> int:
+        return int(self.arguments.get(name, self._fields[name].default))
 
     def hollow(
         self,

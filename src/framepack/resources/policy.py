@@ -1,7 +1,7 @@
 """Where weights lie while they are not computed with, in what they are stored, and how pixels are decoded.
 
-Names are put together from the three: `full`, `models` and `layers` say where weights lie, `fp8` and `nf4`
-what the transformer's are stored in, and `tiled` has the codec work in tiles.
+Names are put together from the three: `full`, `models`, `layers` and `split` say where weights lie, `fp8`
+and `nf4` what the transformer's are stored in, and `tiled` has the codec work in tiles.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from framepack.errors import UnknownNameError
 
-DEVICE, MODEL, LAYER = "device", "model", "layer"
+DEVICE, MODEL, LAYER, SPLIT = "device", "model", "layer", "split"
 FP8, NF4 = "fp8", "nf4"
 
 
@@ -22,7 +22,8 @@ class Policy:
         name: by which it is asked for.
         placement: ``device``, transformer and codec stay on the device; ``model``, each part is moved over
             when its turn comes, the others are in system memory; ``layer``, the transformer's layers are
-            moved over one by one, the next while one computes.
+            moved over one by one, the next while one computes; ``split``, they are divided among several
+            devices, in order.
         storage: of the transformer's weights, which each layer turns back when its turn comes: ``fp8`` (E4M3,
             diffusers' layerwise casting), ``nf4`` (bitsandbytes, blocks of 64), or None for what it
             computes in.
@@ -38,6 +39,11 @@ class Policy:
     def streams_encoders(self) -> bool:
         """Whether encoders are brought layer by layer: each works once, so that this costs no time."""
         return self.name.removesuffix("-tiled") != "full"
+
+    @property
+    def for_many(self) -> bool:
+        """Whether several devices can make a section together: each with all weights, or its part of them."""
+        return self.placement == SPLIT or (self.placement == DEVICE and self.storage is None)
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -60,8 +66,10 @@ _ROWS: tuple[tuple[str, str, str | None], ...] = (
     ("layers-fp8", LAYER, FP8),
     ("nf4", DEVICE, NF4),
     ("models-nf4", MODEL, NF4),
+    ("split", SPLIT, None),
+    ("split-fp8", SPLIT, FP8),
 )
-"""Without nf4 layer by layer: bitsandbytes' weights cannot be moved so."""
+"""Without nf4 layer by layer: bitsandbytes' weights cannot be moved so. Nor split: 8 bits save enough."""
 
 POLICIES: dict[str, Policy] = {
     policy.name: policy

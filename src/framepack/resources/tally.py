@@ -41,11 +41,13 @@ class Tally(TorchDispatchMode):
 
     Args:
         held: tensors from before, which count from the beginning.
+        apart: a device whose tensors do not count.
     """
 
-    def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(self, held: Iterable[torch.Tensor] = (), apart: torch.device | None = None) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.apart = apart
         self._known: set[int] = set()
         for tensor in held:
             self._hold(tensor)
@@ -54,6 +56,8 @@ class Tally(TorchDispatchMode):
         self.peak = self.live
 
     def _hold(self, tensor: torch.Tensor) -> None:
+        if tensor.device == self.apart:
+            return
         storage = tensor.untyped_storage()
         if id(storage) not in self._known:
             size = storage.nbytes()

@@ -22,11 +22,13 @@ class Weights:
     total: of all weights.
     layers: of the two largest layers, which are on a device together where one comes while one computes.
     unpacked: of the largest layer in what it computes in, beside its stored weights; 0 where they are alike.
+    blocks: of each of a packed transformer's, in order; empty for other models.
     """
 
     total: int
     layers: int
     unpacked: int
+    blocks: tuple[int, ...] = ()
 
 
 def weigh(model: Any, storage: str | None = None, dtype: torch.dtype = torch.bfloat16) -> Weights:
@@ -42,6 +44,7 @@ def weigh(model: Any, storage: str | None = None, dtype: torch.dtype = torch.bfl
     seen: set[int] = set()
     layers = [_stored(model, name, module, storage, seen) for name, module in model.named_modules()]
     largest = sorted(map(sum, layers), reverse=True)
+    bytes_of = dict(zip(model.modules(), map(sum, layers), strict=True))
     unpacked = [
         sum(p.numel() for p in module.parameters(recurse=False)) * dtype.itemsize
         for name, module in model.named_modules()
@@ -51,6 +54,9 @@ def weigh(model: Any, storage: str | None = None, dtype: torch.dtype = torch.bfl
         total=sum(map(sum, layers)),
         layers=sum(largest[:2]),
         unpacked=max(unpacked, default=0),
+        blocks=tuple(
+            sum(bytes_of[part] for part in block.modules()) for block in getattr(model, "stack", ())
+        ),
     )
 
 
