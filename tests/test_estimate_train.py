@@ -23,16 +23,17 @@ from framepack.planning.timeline import Timeline
 from framepack.recipes import finetune as recipes
 from framepack.resources.hollow import Architecture, find_architecture
 from framepack.resources.operations import operation_counter
-from framepack.resources.section_cost import Shape, steering
+from framepack.resources.section_cost import steering
 from framepack.resources.sections import shape_of
 from framepack.resources.tally import Tally, bytes_of, tensors_in
 from framepack.training import step_cost
 from framepack.training.finetune import make_trainable
 from framepack.training.finetune_config import FineTuneConfig
 from framepack.training.flow_matching import Shown, flow_loss
+from framepack.training.hollow import pretended
 from framepack.training.masters import Masters
 from framepack.training.optimisers import adamw_named
-from framepack.training.step_cost import BACKWARD, UPDATE, StepCost, pretended
+from framepack.training.step_cost import BACKWARD, UPDATE, StepCost
 from framepack.training.steps import attention_in
 from tiny import save_tiny, tiny_spec
 
@@ -60,7 +61,7 @@ WAN = Architecture(
         "text_dim": 16,
         "freq_dim": 16,
         "ffn_dim": 48,
-        "num_layers": 5,
+        "num_layers": 4,
     },
     prompt_tokens=7,
 )
@@ -71,7 +72,7 @@ HUNYUAN = Architecture(
         "num_attention_heads": 2,
         "attention_head_dim": 32,
         "num_layers": 3,
-        "num_single_layers": 4,
+        "num_single_layers": 3,
         "num_refiner_layers": 1,
         "mlp_ratio": 2.0,
         "text_embed_dim": 16,
@@ -149,12 +150,10 @@ class Real:
 
 
 CASES = {
-    "wan, full": (WAN, "full", {}),
-    "wan, full, kept": (WAN, "full", {"checkpointing": False}),
+    "hunyuan, full": (HUNYUAN, "full", {}),
+    "wan, full, kept, no average": (WAN, "full", {"checkpointing": False, "ema": None}),
     "wan, LoRA": (WAN, "lora", {}),
     "wan, LoRA, kept": (WAN, "lora", {"checkpointing": False}),
-    "hunyuan, full, no average": (HUNYUAN, "full", {"ema": None}),
-    "hunyuan, LoRA, kept": (HUNYUAN, "lora", {"checkpointing": False}),
 }
 
 
@@ -182,21 +181,20 @@ def test_peaks_and_operations_are_those_of_a_real_step(case):
 # Blocks and devices --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("recipe", "devices"), [("full", 1), ("full", 4), ("lora", 4)])
-def test_blocks_that_are_not_counted_add_what_they_would(recipe, devices, monkeypatch):
-    """Of a few blocks of each stack follows what all of them take, at every moment of a step."""
-    config, shape = config_of(HUNYUAN, recipe, dtype="bfloat16"), shape_of(last_section())
-    with pretended(devices) as team:
-        few = cost_of(HUNYUAN, config, team)
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_blocks_that_are_not_counted_add_what_they_would(recipe, monkeypatch):
+    """Of a few blocks of each stack follows what all of them take, in every part of a step."""
+    deep = replace(HUNYUAN, arguments=HUNYUAN.arguments | {"num_single_layers": 5})
+    config, shape = config_of(deep, recipe, dtype="bfloat16"), shape_of(last_section())
+    with pretended(4) as team:
+        few = cost_of(deep, config, team)
         assert len(few._parts) == 3
         monkeypatch.setattr(step_cost, "min", lambda count, least: count, raising=False)
-        whole = cost_of(HUNYUAN, config, team)
+        whole = cost_of(deep, config, team)
         assert len(whole._parts) == 1
-        for batch in (1, 3):
-            # Storages are rounded up to whole rows for each device.
-            one, other = few.count(shape, batch), whole.count(shape, batch)
-            assert one.peaks == pytest.approx(other.peaks, rel=0.01) and one.operations == other.operations
-            assert one.held == pytest.approx(other.held, rel=0.001)
+        one, other = few.count(shape, 2), whole.count(shape, 2)
+    assert one.peaks == pytest.approx(other.peaks, rel=0.01) and one.operations == other.operations
+    assert one.held == pytest.approx(other.held, rel=0.001)
 
 
 def test_devices_share_what_lies_between_steps_and_gather_a_block():
@@ -225,7 +223,7 @@ def test_the_largest_batch_is_the_largest():
     shape = shape_of(last_section())
     with pretended(1) as alone:
         cost = cost_of(WAN, config_of(WAN, "full"), alone)
-    for room in (cost.count(shape, 1).most - 1, *(cost.count(shape, n).most for n in (1, 2, 9, 40))):
+    for room in (cost.count(shape, 1).most - 1, *(cost.count(shape, n).most for n in (1, 9))):
         largest = cost.largest(shape, room)
         assert cost.count(shape, largest + 1).most > room
         assert largest == 0 or cost.count(shape, largest).most <= room
@@ -318,4 +316,3 @@ def test_nothing_is_left_of_pretended_devices():
     with pretended(4) as team:
         assert torch.distributed.get_world_size() == team.count == 4
     assert not torch.distributed.is_initialized()
-    assert Shape(3).seen == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -211,7 +212,7 @@ def estimate(
         show(found, Console(highlight=False))
 
 
-def _refuse(given: dict[str, object], rule: str) -> None:
+def _refuse(given: Mapping[str, object], rule: str) -> None:
     """Raises InputError for the first option that was given."""
     for name, value in given.items():
         if value is not None:
@@ -253,7 +254,9 @@ def _stages(found: Estimate) -> Table:
     table = table_of("Stages", ("part", "weights", "at work", "FLOP"))
     for stage in found.stages:
         flop = f"{stage.operations:.3g}"
-        table.add_row(f"{stage.name} [dim]{stage.what}[/]", in_gb(stage.weights), in_gb(stage.activations), flop)
+        table.add_row(
+            f"{stage.name} [dim]{stage.what}[/]", in_gb(stage.weights), in_gb(stage.activations), flop
+        )
     return table
 
 

@@ -22,7 +22,8 @@ from framepack.resources.section_cost import Seen, Shape
 from framepack.resources.sections import packed_sections, timeline_of, unpacked_sections
 from framepack.sampling.shown import context_timestep
 from framepack.training.finetune_config import FineTuneConfig
-from framepack.training.step_cost import StepCost, pretended
+from framepack.training.hollow import pretended
+from framepack.training.step_cost import StepCost
 
 PACKED, FULL = "packed", "full history"
 SECTIONS = (1, 3, 5, 9)
@@ -114,8 +115,7 @@ def estimate_training(
         InputError: values that make no sense, a device whose memory is unknown, or settings by which the
             model cannot be trained. ModelError: likewise.
     """
-    counts = {"--devices": devices, "--batch": batch, **{"--section": size for size in sections}}
-    for name, count in counts.items():
+    for name, count in (("--devices", devices), ("--batch", batch), *(("--section", s) for s in sections)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}: give 1 or more")
     for name, value in {"--memory": memory, "--flops-per-second": flops_per_second}.items():
@@ -219,11 +219,11 @@ def _assumptions(
     config: FineTuneConfig, devices: int, device: torch.device, held: dict[str, int], flops: float | None
 ) -> list[str]:
     lines = [
-        "counted on the training's own step with tensors without data; buffers inside kernels, of collectives "
-        "and what an allocator wastes are not in it",
-        "a sample: the last section of a clip, prompts of all tokens; latents and prompts come from the cache, "
-        "encoders are not loaded, the codec stays for samples, whose decoding is not in it",
-        f"a step is one draw on each device; of several draws all but the first find the gradients there: "
+        "counted on the training's own step with tensors without data; buffers inside kernels and of "
+        "collectives, and what an allocator wastes, are not in it",
+        "a sample: the last section of a clip, prompts of all tokens; latents and prompts come from the "
+        "cache, encoders are not loaded; the codec is there for videos on the way, their decoding is not",
+        "a step is one draw on each device; of several draws all but the first find the gradients there: "
         f"{held['gradients'] / GB:.3g} GB more at most",
         "activations are computed again for the gradient, block by block"
         if config.checkpointing
@@ -231,7 +231,8 @@ def _assumptions(
     ]
     if devices > 1:
         lines.append(
-            f"{devices} devices have a part of all weights, gradients and moments each, and gather block by block"
+            f"{devices} devices have a part of all weights, gradients and moments each, and gather block by "
+            "block"
         )
         if config.objective.rollout.share:
             lines.append("while a history is made, each device holds all weights: not in it")

@@ -16,27 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framepack.packing.schedule import Grid, Kernel
 from framepack.resources.hollow import Architecture, empty_weights
 from framepack.resources.operations import operation_counter
 from framepack.resources.section_cost import Shape, packed_context, steering
-from framepack.resources.tally import Tally, bytes_of, tensors_in
+from framepack.resources.tally import Tally
 from framepack.training.finetune import make_trainable
 from framepack.training.finetune_config import FineTuneConfig
 from framepack.training.flow_matching import Shown, flow_loss
-from framepack.training.masters import Masters
-from framepack.training.optimisers import adamw_named
+from framepack.training.hollow import HELD, HollowTraining
 from framepack.training.processes import Processes
 from framepack.training.steps import attention_in
 
-STACKS = {"num_layers": ("blocks", "transformer_blocks"), "num_single_layers": ("single_transformer_blocks",)}
-"""Modules of each stack of blocks, by the field that counts them."""
 FORWARD, LOSS, BACKWARD, UPDATE = "forward", "loss", "backward", "optimiser"
-HELD = ("weights", "masters", "average", "moments", "gradients")
-"""What is held, in the order that it is weighed in: of shards that are masters too nothing counts twice."""
 
 Counts = dict[object, int]
 
@@ -60,24 +54,6 @@ class StepCount:
     @property
     def dearest(self) -> str:
         return max(self.peaks, key=self.peaks.__getitem__)
-
-
-@contextlib.contextmanager
-def pretended(devices: int) -> Iterator[Processes]:
-    """Processes that share one model, of which only this one is there: the second, for the first also keeps a
-    copy in system memory. While it lasts, collectives pass nothing on."""
-    device = torch.device("cpu")
-    if devices == 1:
-        yield Processes(device=device)
-        return
-    from torch.distributed._tools import fake_collectives  # noqa: F401  # of tensors without data
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=1, world_size=devices, store=FakeStore())
-    try:
-        yield Processes(device=device, rank=1, count=devices)
-    finally:
-        dist.destroy_process_group()
 
 
 class StepCost:
@@ -120,17 +96,19 @@ class StepCost:
         )
         self._counts: dict[tuple[Shape, int], StepCount] = {}
 
-    def _made(self, blocks: Mapping[str, int]) -> _Trained:
+    def _made(self, blocks: Mapping[str, int]) -> HollowTraining:
         transformer = self.architecture.hollow(self._kernels, self.dtype, blocks=blocks)
         make_trainable(transformer, self.architecture.spec, self.config)
         with self._mode:
             empty_weights(transformer)
-        return _Trained(transformer, self.config, self.device, self.processes, self._mode)
+        return HollowTraining(transformer, self.config, self.device, self.processes, self._mode)
 
     def _whole(self, parts: list[Counts]) -> Counts:
         """What the whole model comes to, by what each of its parts does."""
-        least, more = parts[0], [(times, part) for (times, _), part in zip(self._parts, parts, strict=True)][1:]
-        return {key: value + sum(n * (part[key] - value) for n, part in more) for key, value in least.items()}
+        more = [(times, part) for (times, _), part in zip(self._parts, parts, strict=True)][1:]
+        return {
+            key: value + sum(n * (part[key] - value) for n, part in more) for key, value in parts[0].items()
+        }
 
     def count(self, shape: Shape, batch: int) -> StepCount:
         """A draw of ``batch`` samples on each device, carried out without data."""
@@ -147,15 +125,15 @@ class StepCost:
     def largest(self, shape: Shape, room: float) -> int:
         """The most samples of a draw on each device whose peak is within so many bytes; 0 where one's is not.
 
-        At every moment what is held grows evenly with the batch, so that no peak lies below a line through two
-        smaller ones: lines foretell a batch that is too large, and most often by one.
+        At every moment what is held grows evenly with the batch, so that no peak lies below a line through
+        two smaller ones: lines foretell a batch that is too large, and most often by one.
         """
         one, two = (self.count(shape, samples).peaks for samples in (1, 2))
         if max(one.values()) > room:
             return 0
         grown = {part: two[part] - one[part] for part in one}
-        fits, too_large = 1, 2 + min(int((room - one[part]) // grown[part]) for part in one if grown[part] > 0)
-        guess = too_large - 1
+        guess = 1 + min(int((room - one[part]) // grown[part]) for part in one if grown[part] > 0)
+        fits, too_large = 1, guess + 1
         while too_large - fits > 1:
             if self.count(shape, guess).most <= room:
                 fits = guess
@@ -164,7 +142,7 @@ class StepCost:
             guess = (fits + too_large) // 2
         return fits
 
-    def _counted(self, part: _Trained, shape: Shape, batch: int) -> Counts:
+    def _counted(self, part: HollowTraining, shape: Shape, batch: int) -> Counts:
         with self._mode, Tally(part.held()) as tally:
             moments = _Moments(tally, part.stacks)
             shown = self._shown(part.transformer, shape, batch)
@@ -195,93 +173,9 @@ class StepCost:
             aligned=bool(config.aligned),
             timestep=self.timestep,
         )
-        steered = replace(
-            steering(self.architecture, config, empty), guidance=self.config.objective.guidance
-        )
+        steered = replace(steering(self.architecture, config, empty), guidance=self.config.objective.guidance)
         target = empty(spec.latent_channels, shape.target, *self.grid)
         return Shown(target, steered, torch.arange(shape.target), context)
-
-
-class _Trained:
-    """A transformer without data, its masters and its optimiser, as they are after a first step."""
-
-    def __init__(
-        self,
-        transformer: Any,
-        config: FineTuneConfig,
-        device: torch.device,
-        processes: Processes,
-        mode: FakeTensorMode,
-    ) -> None:
-        self.transformer = transformer
-        settings: dict[str, Any] = {
-            "rate": config.rate,
-            "weight_decay": config.weight_decay,
-            "ema": config.ema,
-            "adamw": _adamw(config.optimiser, device),
-        }
-        self.masters: Masters
-        if processes.count == 1:
-            with mode:
-                self.masters = Masters({"model": transformer}, muon=False, **settings)
-        else:
-            from framepack.training.sharded import ShardedMasters, shard
-
-            shard(transformer, processes, getattr(torch, config.dtype))
-            with mode:
-                self.masters = ShardedMasters(
-                    {"model": transformer}, processes=processes, original=None, **settings
-                )
-        with mode:
-            for parameter in self.masters.live.values():
-                parameter.grad = torch.zeros_like(parameter)
-            self.masters.step(0.0, config.clip)
-        self.stacks = {
-            name: list(getattr(transformer, place))
-            for name, places in STACKS.items()
-            for place in places
-            if hasattr(transformer, place)
-        }
-
-    def held(self) -> list[torch.Tensor]:
-        return tensors_in(self.transformer, vars(self.masters))
-
-    def weighed(self) -> Counts:
-        """Bytes of each of `HELD`, after backward."""
-        masters = self.masters
-        gradients = [p.grad for p in masters.live.values() if p.grad is not None]
-        weights = [*self.transformer.parameters(), *self.transformer.buffers()]
-        things: tuple[Any, ...] = (
-            [weight.detach() for weight in weights],
-            [master.detach() for master in masters.master.values()],
-            list(masters.average.values()),
-            masters.optimisers,
-            gradients,
-        )
-        found: Counts = {}
-        tensors: list[torch.Tensor] = []
-        for name, thing in zip(HELD, things, strict=True):
-            before = bytes_of(tensors)
-            tensors += tensors_in(thing)
-            found[name] = bytes_of(tensors) - before
-        return found
-
-
-def _adamw(name: str, device: torch.device) -> Any:
-    """The optimiser's class, which on a GPU changes all tensors at once, and in 8 bits only makes its moments:
-    its kernels want data."""
-    kind: Any = adamw_named(name)
-    if name == "adamw":
-        return partial(kind, foreach=True) if device.type == "cuda" else kind
-
-    class Still(kind):  # type: ignore[misc]
-        def fill_qmap(self) -> None:
-            self.name2qmap = {name: torch.empty(256) for name in ("dynamic", "udynamic")}
-
-        def update_step(self, *others: Any) -> None:
-            pass
-
-    return Still
 
 
 class _Moments:
