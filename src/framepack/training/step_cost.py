@@ -39,17 +39,24 @@ Counts = dict[object, int]
 class StepCount:
     """One step of one draw, on one device.
 
-    peaks: most bytes at once in each part of it. held: bytes between steps and, the gradients, after
-    backward. operations: of forward and backward, with what checkpointing computes again.
+    moments: most bytes at once, by the part of the step, and the block at work. held: bytes between steps
+    and, the gradients, after backward. operations: of forward and backward, with what checkpointing computes
+    again.
     """
 
-    peaks: dict[str, int]
+    moments: dict[tuple[str, ...], int]
     held: dict[str, int]
     operations: int
 
     @property
     def most(self) -> int:
-        return max(self.peaks.values())
+        return max(self.moments.values())
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Most bytes in each part of the step."""
+        parts = (FORWARD, LOSS, BACKWARD, UPDATE)
+        return {part: max(b for moment, b in self.moments.items() if moment[0] == part) for part in parts}
 
     @property
     def dearest(self) -> str:
@@ -114,12 +121,9 @@ class StepCost:
         """A draw of ``batch`` samples on each device, carried out without data."""
         if (shape, batch) not in self._counts:
             found = self._whole([self._counted(part, shape, batch) for _, part in self._parts])
-            peaks: dict[str, int] = {}
-            for key, value in found.items():
-                if isinstance(key, tuple):
-                    peaks[key[0]] = max(value, peaks.get(key[0], 0))
+            moments = {key: value for key, value in found.items() if isinstance(key, tuple)}
             held = {name: found[name] for name in HELD}
-            self._counts[shape, batch] = StepCount(peaks, held, found["operations"])
+            self._counts[shape, batch] = StepCount(moments, held, found["operations"])
         return self._counts[shape, batch]
 
     def largest(self, shape: Shape, room: float) -> int:
@@ -128,11 +132,11 @@ class StepCost:
         At every moment what is held grows evenly with the batch, so that no peak lies below a line through
         two smaller ones: lines foretell a batch that is too large, and most often by one.
         """
-        one, two = (self.count(shape, samples).peaks for samples in (1, 2))
+        one, two = (self.count(shape, samples).moments for samples in (1, 2))
         if max(one.values()) > room:
             return 0
-        grown = {part: two[part] - one[part] for part in one}
-        guess = 1 + min(int((room - one[part]) // grown[part]) for part in one if grown[part] > 0)
+        grown = {moment: two[moment] - one[moment] for moment in one}
+        guess = 1 + min(int((room - one[moment]) // more) for moment, more in grown.items() if more > 0)
         fits, too_large = 1, guess + 1
         while too_large - fits > 1:
             if self.count(shape, guess).most <= room:
