@@ -211,7 +211,8 @@ def test_devices_share_what_lies_between_steps_and_gather_a_block():
     one, many = (found[n].held for n in (1, 8))
     assert sum(many.values()) == pytest.approx(20 * cost.parameters / 8, rel=0.01)
     assert sum(one.values()) == pytest.approx(20 * cost.parameters, rel=0.01) and one["masters"] > 0
-    assert many["masters"] == 0 and many["moments"] == pytest.approx(one["moments"] / 8, rel=0.01)
+    assert many["masters"] < 0.01 * many["weights"]  # the shards are both
+    assert many["moments"] == pytest.approx(one["moments"] / 8, rel=0.01)
     # Gradients of all weights that one device flattens, and two blocks that eight gather, are beside it.
     assert found[1].peaks[UPDATE] > sum(one.values()) + 4 * cost.parameters
     block = 4 * (cost.parameters / 30)

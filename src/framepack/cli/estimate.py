@@ -9,6 +9,7 @@ import typer
 
 from framepack.cli import options
 from framepack.cli.options import HOW, WHAT
+from framepack.errors import InputError
 from framepack.resources.machine import GB
 from framepack.video.buckets import read_size
 

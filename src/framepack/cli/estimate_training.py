@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from framepack.cli.estimate import GB, in_gb, in_time, table_of
+from framepack.cli.estimate import in_gb, in_time, table_of
+from framepack.resources.machine import GB
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,9 +15,9 @@ from framepack.packing.schedule import Grid
 from framepack.planning.method import Method
 from framepack.planning.timeline import Timeline
 from framepack.resources.codec_cost import CodecCost
-from framepack.resources.fitting import GB, RESERVE
+from framepack.resources.fitting import RESERVE
 from framepack.resources.hollow import Architecture
-from framepack.resources.machine import device_memory
+from framepack.resources.machine import GB, device_memory
 from framepack.resources.section_cost import Seen, Shape
 from framepack.resources.sections import packed_sections, timeline_of, unpacked_sections
 from framepack.sampling.shown import context_timestep
