@@ -306,7 +306,11 @@ def test_bad_input_is_told_in_one_line(run, tiny):
         (*train, "--dtype", "fp8"): "dtype",
         ("--batch", "3"): "--batch is for training: add --train",
         ("--devices", "2"): "--devices is for training: add --train",
-        (*train, "--seconds", "0.01"): "0.01",
+        (
+            *train,
+            "--seconds",
+            "0.6",
+        ): "and its start frame have more: raise --seconds",
     }.items():
         code, out, err = run("--model", tiny, *arguments)
         lines = [line for line in err.splitlines() if line.startswith("error")]

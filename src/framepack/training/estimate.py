@@ -130,6 +130,12 @@ def estimate_training(
     codec = CodecCost(architecture, grid, where).weights.total
     if config.isolated:
         method = replace(method, history_timestep="zero")
+    timeline = timeline_of(spec, method, seconds, spec.fps)
+    shapes = [
+        found
+        for size in sections
+        for found in shapes_of(replace(method, section_size=size), timeline, grid, spec).items()
+    ]
     with pretended(devices) as processes:
         tell("weights and optimiser")
         cost = StepCost(
@@ -142,11 +148,9 @@ def estimate_training(
             processes=processes,
         )
         rows = []
-        for size in sections:
-            timeline = timeline_of(spec, method, seconds, spec.fps)
-            for history, shape in shapes_of(replace(method, section_size=size), timeline, grid, spec).items():
-                tell(f"section of {size}, {history}")
-                rows.append(_row(cost, history, shape, codec, room - spare, batch, flops_per_second))
+        for history, shape in shapes:
+            tell(f"section of {shape.target}, {history}")
+            rows.append(_row(cost, history, shape, codec, room - spare, batch, flops_per_second))
         held = cost.count(shape, 1).held
     loaded = (devices + 1 if devices > 1 else 1) * cost.parameters * cost.dtype.itemsize
     adapter = config.lora
@@ -170,7 +174,16 @@ def estimate_training(
 
 
 def shapes_of(method: Method, timeline: Timeline, grid: Grid, spec: Any) -> dict[str, Shape]:
-    """A whole section at the end of a clip, by the history that it sees."""
+    """A whole section at the end of a clip, by the history that it sees.
+
+    Raises:
+        InputError: a clip that is shorter than a section and a start frame.
+    """
+    if timeline.latent_frames <= method.section_size:
+        raise InputError(
+            f"clips of {timeline.seconds:g} s have {timeline.latent_frames} latents, a section of "
+            f"{method.section_size} and its start frame have more: raise --seconds"
+        )
     packed = packed_sections(timeline, method, grid)
     full = unpacked_sections(timeline, method, grid, spec.base_kernel)
     frames = int(full.frames.max())
