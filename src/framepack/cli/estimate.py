@@ -1,8 +1,8 @@
-"""``framepack estimate``: what a video needs, and which memory policy fits; nothing is loaded."""
+"""``framepack estimate``: what a video or training needs, and what fits; nothing is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,7 @@ import typer
 
 from framepack.cli import options
 from framepack.cli.options import HOW, WHAT
+from framepack.errors import InputError
 from framepack.resources.machine import GB
 from framepack.video.buckets import read_size
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from framepack.resources.estimate import Estimate
 
 MACHINE = "The machine"
+TRAINING = "Training"
 
 
 def estimate(
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Length in seconds.", rich_help_panel=WHAT)
+        float,
+        typer.Option("--seconds", help="Length in seconds; of training, of a clip.", rich_help_panel=WHAT),
     ] = 5.0,
     size: Annotated[
         str,
@@ -67,7 +70,11 @@ def estimate(
     ] = "auto",
     devices: Annotated[
         int,
-        typer.Option("--devices", help="How many GPUs make each section together.", rich_help_panel=MACHINE),
+        typer.Option(
+            "--devices",
+            help="How many GPUs make each section together, or share a training.",
+            rich_help_panel=MACHINE,
+        ),
     ] = 1,
     memory: Annotated[
         float | None,
@@ -102,9 +109,47 @@ def estimate(
             "--bandwidth", help="GB a second from system memory to the device.", rich_help_panel=MACHINE
         ),
     ] = 12.0,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            help="Tell of training in place of a video: a recipe of `framepack train`, such as full or lora.",
+            metavar="RECIPE",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a field of it: path=value, such as lora.rank=64 or checkpointing=false. May be "
+            "repeated.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            help="Samples on each device.",
+            show_default="the most that fit",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    section: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--section",
+            help="Latent frames of a section. May be repeated.",
+            show_default="1, 3, 5, 9",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a video needs before anything is loaded, and which memory policy fits.
+    """Say what a video needs before anything is loaded, and which memory policy fits; or what training needs,
+    and which batch fits.
 
     Bytes and operations are counted on the model's own code, without its weights.
     """
@@ -114,6 +159,39 @@ def estimate(
 
     pixels = None if size == "auto" else read_size(size, "832x480")
     console = Console(stderr=True)
+    if train is not None:
+        from framepack.cli.estimate_training import count, show_training
+
+        of_video = {
+            "--steps": steps,
+            "--guidance": guidance,
+            "--system-memory": system_memory,
+        }
+        _refuse(of_video, "is for videos: leave it out, or leave out --train")
+        with console.status("counting") as status:
+            told = count(
+                train,
+                [*(setting or ()), *([] if dtype == "auto" else [f"dtype={dtype}"])],
+                model,
+                pixels,
+                method,
+                schedule,
+                sections=section,
+                seconds=seconds,
+                devices=devices,
+                batch=batch,
+                device=device,
+                memory=memory,
+                flops_per_second=flops_per_second,
+                tell=lambda line: status.update(f"counting: {line}"),
+            )
+        if as_json:
+            typer.echo(json.dumps(told.to_json()))
+        else:
+            show_training(told, Console(highlight=False))
+        return
+    of_training = {"--set": setting, "--batch": batch, "--section": section}
+    _refuse(of_training, "is for training: add --train, or leave it out")
     with console.status("counting") as status:
         from framepack.resources.estimate import estimate as work_out
 
@@ -140,6 +218,13 @@ def estimate(
         show(found, Console(highlight=False))
 
 
+def _refuse(given: Mapping[str, object], rule: str) -> None:
+    """Raises InputError for the first option that was given."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{name} {rule}")
+
+
 # Shown ---------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +246,7 @@ def show(found: Estimate, console: Console) -> None:
         console.print(f"  {line}", style="dim", markup=False)
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
+def table_of(title: str, columns: tuple[str, ...]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -172,10 +257,12 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 
 def _stages(found: Estimate) -> Table:
-    table = _table("Stages", ("part", "weights", "at work", "FLOP"))
+    table = table_of("Stages", ("part", "weights", "at work", "FLOP"))
     for stage in found.stages:
         flop = f"{stage.operations:.3g}"
-        table.add_row(f"{stage.name} [dim]{stage.what}[/]", _gb(stage.weights), _gb(stage.activations), flop)
+        table.add_row(
+            f"{stage.name} [dim]{stage.what}[/]", in_gb(stage.weights), in_gb(stage.activations), flop
+        )
     return table
 
 
@@ -187,17 +274,17 @@ def _policies(found: Estimate) -> Table:
     columns = ("policy", where, "of it in", *(("system", "moved") if gpu else ()), *last)
     given = f"{found.memory / GB:.4g} GB" + (f" on each of {found.devices} GPUs" if several else "")
     given += f", system {found.system / GB:.4g} GB" if gpu else ""
-    table = _table(f"Policies, with {given}", ("", *columns, "but"))
+    table = table_of(f"Policies, with {given}", ("", *columns, "but"))
     chosen = found.chosen
     for choice in found.choices:
         fits = choice.fits and choice.fits_system
         mark = "[green]fits[/]" if fits else "[red]no[/]"
-        held = _each(choice.devices) if several else _gb(choice.device)
+        held = _each(choice.devices) if several else in_gb(choice.device)
         cells = [mark, choice.policy.name, held if choice.fits else f"[red]{held}[/]", choice.stage]
         if gpu:
-            cells += [_over(choice.system, choice.fits_system), _gb(choice.moved)]
+            cells += [_over(choice.system, choice.fits_system), in_gb(choice.moved)]
         if found.timed:
-            cells.append(_time(choice.seconds))
+            cells.append(in_time(choice.seconds))
         style = "bold" if choice is chosen else "" if fits else "dim"
         table.add_row(*cells, ", ".join(choice.policy.changes), style=style)
     return table
@@ -210,11 +297,11 @@ def _verdict(found: Estimate) -> str:
         return f"auto takes {chosen.policy.name}{changes}"
     room = (found.memory, found.system)
     least = min(found.choices, key=lambda c: max(c.device - room[0], 0) + max(c.system - room[1], 0))
-    beside = f" and {_gb(least.system)} of system memory" if least.system else ""
-    return f"nothing fits: {least.policy.name} comes nearest, and needs {_gb(least.device)}{beside}"
+    beside = f" and {in_gb(least.system)} of system memory" if least.system else ""
+    return f"nothing fits: {least.policy.name} comes nearest, and needs {in_gb(least.device)}{beside}"
 
 
-def _gb(count: float) -> str:
+def in_gb(count: float) -> str:
     if count >= 10 * GB:
         return f"{count / GB:.1f} GB"
     return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
@@ -222,15 +309,15 @@ def _gb(count: float) -> str:
 
 def _each(counts: Sequence[float]) -> str:
     """Of one device after the other, those alike together."""
-    alike = [(text, len([*group])) for text, group in groupby(map(_gb, counts))]
+    alike = [(text, len([*group])) for text, group in groupby(map(in_gb, counts))]
     return ", ".join(f"{times} x {text}" if times > 1 else text for text, times in alike)
 
 
 def _over(count: float, fits: bool) -> str:
-    return _gb(count) if fits else f"[red]{_gb(count)}[/]"
+    return in_gb(count) if fits else f"[red]{in_gb(count)}[/]"
 
 
-def _time(seconds: float) -> str:
+def in_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

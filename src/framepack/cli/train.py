@@ -152,7 +152,6 @@ def _fine_tune(
     from framepack.errors import InputError
     from framepack.generation.places import probe
     from framepack.models.source import resolve_model
-    from framepack.recipes import finetune as recipes
     from framepack.recipes.override import override
     from framepack.training.finetune import finetune, taught_methods
     from framepack.training.report import report_of
@@ -160,8 +159,7 @@ def _fine_tune(
     if model is None and recipe != "bundled-finetune":
         raise InputError(f"recipe {recipe} starts from a model: add --model")
     source = resolve_model(model or "bundled", parts)
-    make = getattr(recipes, recipe.replace("-", "_").replace(".", "_"))
-    config = override(make(source.spec), *settings)
+    config = override(fine_tune_recipe(recipe)(source.spec), *settings)
     taught_methods(config, source.spec)
     if dry_run:
         _print(config)
@@ -181,6 +179,16 @@ def _fine_tune(
     elif config.held_out:
         typer.echo("no report on held-out ends: it is made on one process", err=True)
     typer.echo(str(made))
+
+
+def fine_tune_recipe(name: str) -> Any:
+    """What makes the configuration of a recipe for a model's spec. Raises UnknownNameError."""
+    from framepack.errors import UnknownNameError
+    from framepack.recipes import finetune
+
+    if name not in FINE_TUNES:
+        raise UnknownNameError("recipe", name, FINE_TUNES)
+    return getattr(finetune, name.replace("-", "_").replace(".", "_"))
 
 
 def _cache(data: Path, out: Path, source: Source, device: str) -> Path:

@@ -208,7 +208,7 @@ def overlaps(job: PreparedRun) -> bool:
 
     It is where the codec has a CUDA device, or a CPU that the transformer leaves alone: on one CPU both
     would have half of it each, and Metal takes work from one thread at a time. Not where parts of the model
-    take turns on the device, nor where other processes wait for this one.
+    take turns on the device or lie on several, nor where other processes wait for this one.
     """
     bundle, codec = job.bundle, _codec_device(job).type
     alone = codec == "cuda" or (codec == "cpu" and bundle.device.type != "cpu")

@@ -322,7 +322,7 @@ def _assumptions(work: Work, flops: float | None, bandwidth: float, devices: int
             "split: each GPU has some of the layers, and one computes at a time; encoders are on the first,"
             " the codec is on the last",
         ]
-    if work.overlaps:
+    if work.overlaps and devices == 1:
         lines.append(
             "with all weights on the GPU, a section is decoded while the next one is sampled where both fit"
         )

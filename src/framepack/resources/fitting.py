@@ -81,16 +81,11 @@ def fitted(
     codec, read = encode.weights.total, max((e.held for e in work.encoders), default=0)
     stages = _stages(policy, work, devices, shared=shared)
     spare = 0.0 if shared else RESERVE * GB
-    if (
-        work.overlaps
-        and not shared
-        and (policy.placement == SPLIT or (policy.placement, devices) == (DEVICE, 1))
-    ):
-        beside = stages[-1 if policy.placement == SPLIT else 0]
-        both = beside["transformer"] + decode.activations
+    if work.overlaps and not shared and policy.placement == DEVICE and devices == 1:
+        both = stages[0]["transformer"] + decode.activations
         # Where both do not fit, a run finds out and has them take turns.
         if both + spare <= room[0]:
-            beside[f"transformer, {decode.name}"] = both
+            stages[0][f"transformer, {decode.name}"] = both
     peaks = [max(held.values()) for held in stages]
     device = max(peaks)
     most = stages[peaks.index(device)]

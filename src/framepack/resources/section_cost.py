@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -187,23 +187,16 @@ class SectionCost:
         return np.array([operations[0], operations[-1], tally.peak, cached], dtype=np.int64)
 
     def _context(self, transformer: Any, shape: Shape) -> PackedContext:
-        channels, (h, w) = self.architecture.spec.latent_channels, self.grid
-        levels, at = [], 0
         with self._mode:
-            for level in shape.seen:
-                sizes = [
-                    -(-n // p) for n, p in zip((level.frames, h, w), level.pool or (1, 1, 1), strict=True)
-                ]
-                latents = torch.empty(self.batch, channels, *sizes, dtype=self.dtype)
-                # Where frames stand decides nothing of the cost.
-                positions = torch.arange(at, at + sizes[0])
-                levels.append(ContextTensors(latents, positions, level.kernel, level.pool or (1, 1, 1)))
-                at += sizes[0]
-            aligned = None
-            if transformer.config.aligned:
-                aligned = torch.empty(self.batch, 2 * channels + 2, shape.target, h, w, dtype=self.dtype)
-        memory = Memory() if self.isolated and shape.seen else None
-        return PackedContext(tuple(levels), aligned, self.timestep, memory)
+            context = packed_context(
+                shape,
+                self.architecture.spec.latent_channels,
+                self.grid,
+                lambda *sizes: torch.empty(self.batch, *sizes, dtype=self.dtype),
+                aligned=bool(transformer.config.aligned),
+                timestep=self.timestep,
+            )
+        return replace(context, memory=Memory() if self.isolated and shape.seen else None)
 
     def _call(self, transformer: Any, shape: Shape, context: PackedContext) -> None:
         spec, config = self.architecture.spec, transformer.config
@@ -291,6 +284,31 @@ class SectionCost:
         for n in np.unique(frames[frames < at[0]]):
             peaks[frames == n] = self.count(self.plain(self.section, int(n))).peak
         return peaks
+
+
+def packed_context(
+    shape: Shape,
+    channels: int,
+    grid: Grid,
+    make: Callable[..., torch.Tensor],
+    *,
+    aligned: bool,
+    timestep: float | None,
+) -> PackedContext:
+    """Context of a shape; ``make`` adds the batch. The others as in `PackedContext`."""
+    levels, at = [], 0
+    for level in shape.seen:
+        frames, h, w = (
+            -(-n // p) for n, p in zip((level.frames, *grid), level.pool or (1, 1, 1), strict=True)
+        )
+        # Where frames stand decides nothing of the cost.
+        positions = torch.arange(at, at + frames)
+        levels.append(
+            ContextTensors(make(channels, frames, h, w), positions, level.kernel, level.pool or (1, 1, 1))
+        )
+        at += frames
+    beside = make(2 * channels + 2, shape.target, *grid) if aligned else None
+    return PackedContext(tuple(levels), beside, timestep)
 
 
 def steering(architecture: Architecture, config: Any, make: Callable[..., torch.Tensor]) -> Conditioning:

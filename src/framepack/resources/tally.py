@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
+from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +40,8 @@ class Meter(Protocol):
 class Tally(TorchDispatchMode):
     """Bytes of all tensors that are made while it is active, each storage once, until it is freed.
 
+    Of a tensor that several processes share the part that is here counts.
+
     Args:
         held: tensors from before, which count from the beginning.
         apart: a device whose tensors do not count.
@@ -48,7 +51,7 @@ class Tally(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.apart = apart
-        self._known: set[int] = set()
+        self._known: dict[int, int] = {}
         for tensor in held:
             self._hold(tensor)
 
@@ -56,25 +59,51 @@ class Tally(TorchDispatchMode):
         self.peak = self.live
 
     def _hold(self, tensor: torch.Tensor) -> None:
+        tensor = getattr(tensor, "_local_tensor", tensor)
         if tensor.device == self.apart:
             return
         storage = tensor.untyped_storage()
         if id(storage) not in self._known:
-            size = storage.nbytes()
-            self._known.add(id(storage))
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, id(storage), size).atexit = False
+            self._known[id(storage)] = 0
+            self._resize(id(storage), storage.nbytes())
+            weakref.finalize(storage, self._free, id(storage)).atexit = False
 
-    def _free(self, known: int, size: int) -> None:
-        self._known.discard(known)
-        self.live -= size
+    def _resize(self, known: int, size: int) -> None:
+        self.live += size - self._known[known]
+        self._known[known] = size
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, known: int) -> None:
+        self.live -= self._known.pop(known)
+
+    def __enter__(self) -> Tally:
+        # Whole weights of fully_shard are storages that it empties and fills, which no mode is told of.
+        original = self._original = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            made = original(storage, size)
+            if id(storage) in self._known:
+                self._resize(id(storage), size)
+            return made
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[assignment]
+        self._fakes = active_fake_mode()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._original  # type: ignore[method-assign]
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a shared tensor does it on the part that is here, which is seen then
         made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor):
-                self._hold(leaf)
+        # Shapes of shared tensors are worked out on whole ones that are not there.
+        if active_fake_mode() is self._fakes:
+            for leaf in tree_leaves(made):
+                if isinstance(leaf, torch.Tensor):
+                    self._hold(leaf)
         return made
 
 

@@ -169,29 +169,39 @@ def prepare(
             "set lora=null, or adopt the base with them"
         )
     transformer.add_kernels(sorted(lacking))
-    if config.isolated:
-        transformer.isolate(causal=config.causal_history)
+    make_trainable(transformer, spec, config)
     if config.diffusers:
         check_export(transformer.config)
-    if transformer.config.get("guidance_embeds") and config.objective.guidance is None:
-        raise InputError(f"{spec.name} takes guidance as an input: set objective.guidance, like 10")
     codebook = bundle.codebook
     if config.codewords is not None:
         pixels = pixels_of(clips, config.codewords, config.seed)
         codebook = Codebook.of(fit_codebook(pixels, config.codewords, config.seed))
     if codebook is None and any(method.discretized for method in methods.values()):
         raise InputError(f"methods with discretised history, and {spec.name} has no codebook: set codewords")
+    if config.lora is None:
+        old = {} if config.isolated or config.codewords is not None else spec.methods
+        default = spec.default_method if spec.default_method in old | methods else next(iter(methods))
+        spec = replace(spec, name=config.name, methods=old | methods, default_method=default)
+    return replace(bundle, spec=spec, codebook=codebook)
+
+
+def make_trainable(transformer: Any, spec: ModelSpec, config: FineTuneConfig) -> None:
+    """Have a transformer that has all its kernels train what the configuration says, and as it says.
+
+    Raises:
+        InputError: settings that it cannot be trained by. ModelError: history that it cannot isolate.
+    """
+    if transformer.config.get("guidance_embeds") and config.objective.guidance is None:
+        raise InputError(f"{spec.name} takes guidance as an input: set objective.guidance, like 10")
+    if config.isolated:
+        transformer.isolate(causal=config.causal_history)
     if config.lora is not None:
         attach(transformer, spec.family, config.lora, config.seed)
     else:
         transformer.requires_grad_(True)
-        old = {} if config.isolated or config.codewords is not None else spec.methods
-        default = spec.default_method if spec.default_method in old | methods else next(iter(methods))
-        spec = replace(spec, name=config.name, methods=old | methods, default_method=default)
     if config.checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
-    return replace(bundle, spec=spec, codebook=codebook)
 
 
 def _card(out: Path, config: FineTuneConfig, model: str, data: Path) -> dict[str, Any]:

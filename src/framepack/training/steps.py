@@ -58,10 +58,6 @@ def take_steps(
     spread = clips.channel_std()
     centroids = None if bundle.codebook is None else bundle.codebook.centroids.to(clips.device)
     shown_by = next(iter(methods.values()))
-    # On CPUs the probabilities are kept and the fused kernel is left alone; not with checkpointing, which
-    # computes blocks again inside backward(), where PyTorch has no such modes.
-    explicit = clips.device.type == "cpu" and not config.checkpointing
-    attention = ExplicitAttention if explicit else contextlib.nullcontext
     for step in range(done, config.steps):
         losses = []
         for turn in range(processes.rank, config.draws, processes.count):
@@ -94,7 +90,7 @@ def take_steps(
                     make_history=own,
                     centroids=centroids,
                 )
-            with attention():
+            with attention_in(config, clips.device):
                 loss = flow_loss(rng, shown, transformer, objective, spec.base_kernel, dtype) / draws
             loss.backward()
             losses.append(loss.detach())
@@ -134,6 +130,14 @@ def take_steps(
                     write=first,
                 )
         advance(finished, config.steps)
+
+
+def attention_in(config: FineTuneConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which attention of a step is fastest."""
+    # On CPUs the probabilities are kept and the fused kernel is left alone; not with checkpointing, which
+    # computes blocks again inside backward(), where PyTorch has no such modes.
+    explicit = device.type == "cpu" and not config.checkpointing
+    return ExplicitAttention() if explicit else contextlib.nullcontext()
 
 
 def _save(config: FineTuneConfig, out: Path, bundle: Bundle) -> None:
