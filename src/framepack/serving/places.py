@@ -14,8 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from framepack.generation.growth import FILE as GROWING
-from framepack.generation.rough import FILE as ROUGH
+from framepack.generation.manifest import GROWING, PREVIEW
 
 ID = re.compile(r"video_[0-9a-f]{12,40}")
 
@@ -42,7 +41,7 @@ class JobFolder:
     @property
     def rough(self) -> Path:
         """A preview of all there is, in orders that do not begin at the front."""
-        return self.run / ROUGH
+        return self.run / PREVIEW
 
     def preview(self, section: int) -> Path:
         return self.path / "previews" / f"{section:05d}.png"

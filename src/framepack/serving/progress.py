@@ -32,6 +32,7 @@ class Progress:
     context_tokens: the most that a section sees of history.
     seconds_left: if it goes on as it did since it began, None before anything is known.
     notes: remarks for the user, one line each.
+    work: seconds that all of it took, at the end. memory: bytes at the peak. size: ``WIDTHxHEIGHT``.
     """
 
     stage: str = "loading"
@@ -49,6 +50,9 @@ class Progress:
     context_tokens: int = 0
     seconds_left: float | None = None
     notes: tuple[str, ...] = field(default=())
+    work: float | None = None
+    memory: int | None = None
+    size: str | None = None
 
     @property
     def fraction(self) -> float:
@@ -74,8 +78,13 @@ class Progress:
 class Follower:
     """The progress of a run, event by event."""
 
-    def __init__(self, notes: tuple[str, ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
-        self.now = Progress(notes=notes)
+    def __init__(
+        self,
+        notes: tuple[str, ...] = (),
+        size: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.now = Progress(notes=notes, size=size)
         self._clock = clock
         self._begun: tuple[float, float] | None = None  # when, and how far it was
 
@@ -118,6 +127,8 @@ class Follower:
                     decoded=event.frames,
                     shown=event.frames,
                     rough=False,
+                    work=round(sum(event.seconds.values()), 3),
+                    memory=event.peak_memory,
                 )
         self.now = replace(now, seconds_left=self._left(now, event))
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
-
-from framepack.errors import FramePackError, InputError, OutputError
+from framepack.errors import FramePackError, InputError, OutputError, UnknownNameError
 from framepack.generation.fork import fork_run
 from framepack.generation.request import check_prompt, check_seed, one_prompt
 from framepack.generation.selection import select
@@ -174,7 +174,7 @@ class Service:
             folder.remove()
             raise
 
-    def _again(self, client: str, name: str, *, prompt: str | None = None, redo: dict | None = None) -> Job:
+    def _again(self, client: str, name: str, *, prompt: str | None = None, redo: dict[str, Any] | None = None) -> Job:
         job = self._completed(client, name)
         self._check_room()
         asked = Asked.from_json(job.asked)
@@ -244,8 +244,29 @@ class Service:
             memory=memory,
         )
 
+    def about(self, model: str) -> dict[str, Any]:
+        """What a client may choose of a model."""
+        spec = self._source(model).spec
+        return {
+            "name": spec.name,
+            "sizes": [f"{width}x{height}" for height, width in spec.buckets],
+            "fps": spec.fps,
+            "methods": list(spec.methods),
+            "method": spec.default_method,
+            "steps": spec.steps,
+            "guidance": spec.guidance,
+        }
+
+    def check_rate(self, model: str, fps: float | None) -> None:
+        """Refuse a rate that a model does not have. Raises InputError."""
+        own = self._source(model).spec.fps
+        if fps is not None and fps != own:
+            raise InputError(f"fps {fps:g}: model '{model}' makes {own:g} frames a second; leave fps out")
+
     def _found(self, model: str) -> Source:
-        offer = self.config.offers[model]
+        offer = self.config.offers.get(model)
+        if offer is None:
+            raise UnknownNameError("model", model, list(self.config.offers))
         return resolve_model(offer.model, offer.parts)
 
     def _measured(self, model: str) -> tuple[float | None, int | None]:
@@ -272,17 +293,17 @@ class Service:
 
     def clean(self) -> list[str]:
         """Delete what is past its days or over the quota, and folders of no job; gives the ids."""
-        gone = []
+        gone, now = [], self.store.now()
         known = {job.id: job for job in self._all()}
         for name in self.places.names():
             # A job is in the store only after its folder is whole.
-            if name not in known and _age(self.places.job(name).path) > DAY:
+            if name not in known and time.time() - self.places.job(name).path.stat().st_mtime > DAY:
                 self.places.job(name).remove()
                 gone.append(name)
         ended = sorted((job for job in known.values() if job.status in ENDED), key=lambda job: job.ended or 0.0)
         total = sum(job.size for job in ended)
         for job in ended:
-            old = self.limits.days is not None and self.store.age(job.ended or 0.0) > self.limits.days * DAY
+            old = self.limits.days is not None and now - (job.ended or now) > self.limits.days * DAY
             over = self.limits.quota is not None and total > self.limits.quota * GB
             if old or over:
                 self.delete(job.client, job.id)
@@ -296,10 +317,15 @@ class Service:
             found += page
         return found
 
+    @property
+    def free(self) -> int:
+        """Bytes that are left on the disk of videos."""
+        self.places.path.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.places.path).free
+
     def _check_room(self) -> None:
         """Raises NoRoom: the disk is nearly full."""
-        self.places.path.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.places.path).free
+        free = self.free
         if free < self.limits.spare * GB:
             raise NoRoom(
                 f"the service's disk has {free / GB:.1f} GB left of the {self.limits.spare:g} it keeps: "
@@ -321,9 +347,3 @@ def as_picture(file: Path, target: Path, most: int) -> None:
         picture.save(target, "PNG", compress_level=1)
     except OSError as error:
         raise OutputError(f"the picture cannot be kept ({error.strerror}): try again later") from error
-
-
-def _age(path: Path) -> float:
-    import time
-
-    return time.time() - path.stat().st_mtime

@@ -143,6 +143,11 @@ class JobStore:
             found = [_job(row) for row in db.execute(query.order_by(jobs.c.position, jobs.c.id))]
         return sorted(found, key=lambda job: job.status is not Status.RUNNING)
 
+    def now(self) -> float:
+        """Seconds since 1970, by the store's clock."""
+        with self._reading() as db:
+            return self._now(db)
+
     def counts(self) -> dict[Status, int]:
         """Jobs by status."""
         query = select(jobs.c.status, func.count()).where(_there()).group_by(jobs.c.status)

@@ -119,7 +119,8 @@ class Worker:
             with Keeper(self.store, lease, self.stop) as keeper:
                 keeper.tell(follower.now)
                 run = self._prepared(job, folder)
-                follower = Follower(run.warnings)
+                height, width = run.config.size
+                follower = Follower(run.warnings, f"{width}x{height}")
                 run.carry_out(lambda event: _see(event, follower, folder, keeper))
         except Stopped as stopped:
             self._stopped(lease, folder, follower.now, stopped.wish)
