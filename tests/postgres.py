@@ -37,7 +37,19 @@ class Server:
 
     def start(self) -> None:
         settings = f"-k {self.folder} -p {PORT} -c listen_addresses='' -c fsync=off"
-        self._as_user([self.control, "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", settings, "start"])
+        self._as_user(
+            [
+                self.control,
+                "-D",
+                f"{self.folder}/data",
+                "-w",
+                "-l",
+                f"{self.folder}/log",
+                "-o",
+                settings,
+                "start",
+            ]
+        )
 
     def stop(self) -> None:
         self._as_user([self.control, "-D", f"{self.folder}/data", "-w", "-m", "fast", "stop"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from postgres import Server, server
 from sqlalchemy import text
 
 from framepack.errors import InputError
@@ -28,6 +28,7 @@ from framepack.serving.jobs import (
 )
 from framepack.serving.migrate import NewerStore
 from framepack.serving.store import DEATHS, JobStore, StoreError
+from postgres import Server, server
 
 SHORT = 0.4
 
@@ -73,7 +74,9 @@ def taken(store: JobStore, worker: str = "w") -> tuple:
 def test_a_job_is_as_it_was_asked_for(store: JobStore) -> None:
     made = store.add(new(prompt="赤いハート 'quoted\" \\ --"))
     assert store.get(made.id) == made
-    assert made.status is Status.QUEUED and made.asked["prompt"] == made.prompt == "赤いハート 'quoted\" \\ --"
+    assert (
+        made.status is Status.QUEUED and made.asked["prompt"] == made.prompt == "赤いハート 'quoted\" \\ --"
+    )
     assert abs(made.created - time.time()) < 5, "the database's clock is in seconds since 1970"
 
 
@@ -90,7 +93,11 @@ def test_jobs_are_taken_in_their_order_and_ended_once(store: JobStore) -> None:
     assert order == asked
     ended = store.get(asked[0])
     assert (ended.status, ended.size, ended.worker) == (Status.COMPLETED, 7, None)
-    assert ended.ended is not None and ended.started is not None and ended.created <= ended.started <= ended.ended
+    assert (
+        ended.ended is not None
+        and ended.started is not None
+        and ended.created <= ended.started <= ended.ended
+    )
 
 
 def test_another_takes_what_a_silent_worker_had_and_the_silent_one_changes_nothing(store: JobStore) -> None:
@@ -401,10 +408,8 @@ class Service(RuleBasedStateMachine):
     def resume(self, number: int) -> None:
         name = self.pick(number)
         if name is not None:
-            try:
+            with suppress(WrongState):
                 self.store.resume(name)
-            except WrongState:
-                pass
 
     def status(self, name: str) -> Status:
         return self.store.get(name).status

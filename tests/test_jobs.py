@@ -115,7 +115,7 @@ def test_a_job_that_is_being_made_can_be_stopped(service: Service, wish: Wish) -
 def test_a_worker_that_ends_gives_its_job_back(service: Service) -> None:
     name = service.ask(seconds=20.0)
     ends = threading.Event()
-    worker = Worker(service.store, service.config, "ending", ends.is_set)
+    worker = Worker(service.store, service.config, "ending", stop=ends.is_set)
     thread = threading.Thread(target=worker.run)
     thread.start()
     service.until(name, lambda job: job.progress.get("section", 0) >= 1)
@@ -215,7 +215,7 @@ def test_a_run_is_forked_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     names = [p.name for p in sorted((tmp_path / "b" / "latents").iterdir())]
     assert names == [p.name for p in sorted((source / "latents").iterdir())]
     monkeypatch.setattr(shutil, "copy2", _no_links)
-    with pytest.raises(OSError, match="cannot be written|no links"):
+    with pytest.raises(OSError, match="no links"):
         fork_run(source, tmp_path / "c")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith((".c", "c"))]
 

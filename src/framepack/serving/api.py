@@ -21,12 +21,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from framepack.errors import InputError
-from framepack.serving.asked import Asked
 from framepack.serving.config import lora_files
 from framepack.serving.form import Received, received, schema_of
 from framepack.serving.jobs import ENDED, Job, NoSuchJob, Status, Wish, WrongState
@@ -157,7 +155,9 @@ def router(service: Service) -> APIRouter:
         there = [place for place in previews if place.is_file()]
         if not there:
             raise WrongState(f"video '{job.id}' is {job.status} and has no picture yet: ask again later")
-        return FileResponse(there[0] if variant == "thumbnail" else spritesheet(folder, there), media_type="image/png")
+        return FileResponse(
+            there[0] if variant == "thumbnail" else spritesheet(folder, there), media_type="image/png"
+        )
 
     @api.get("/videos/{video_id}/previews/{section}", response_class=FileResponse)
     def preview(video_id: str, section: int, client: Client) -> FileResponse:
@@ -247,7 +247,9 @@ def router(service: Service) -> APIRouter:
     @api.get("/models")
     def models() -> ModelsOut:
         """Models by the names that ``model`` takes; the first one is the default."""
-        return ModelsOut(data=[ModelOut(id=name, framepack=service.about(name)) for name in service.config.offers])
+        return ModelsOut(
+            data=[ModelOut(id=name, framepack=service.about(name)) for name in service.config.offers]
+        )
 
     @api.get("/loras")
     def loras() -> ModelsOut:

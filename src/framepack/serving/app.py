@@ -34,10 +34,18 @@ STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (FramePackError, 500, "failed"),
 )
 """Of errors, by their kind, the first that fits."""
-CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "wrong_type"}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "wrong_type",
+}
 
 
-def create_app(service: Service, tokens: Tokens | None = None, hosts: Collection[str] | None = None) -> FastAPI:
+def create_app(
+    service: Service, tokens: Tokens | None = None, hosts: Collection[str] | None = None
+) -> FastAPI:
     """The application.
 
     Args:
@@ -71,13 +79,17 @@ def create_app(service: Service, tokens: Tokens | None = None, hosts: Collection
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code, "invalid_request")
-        return JSONResponse(fault(error.status_code, code, str(error.detail)), error.status_code, error.headers)
+        return JSONResponse(
+            fault(error.status_code, code, str(error.detail)), error.status_code, error.headers
+        )
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))[:80]
-        return JSONResponse(fault(400, "invalid_request", f"{where or 'the body'}: {first['msg'].lower()}"), 400)
+        return JSONResponse(
+            fault(400, "invalid_request", f"{where or 'the body'}: {first['msg'].lower()}"), 400
+        )
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:

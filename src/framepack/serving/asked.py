@@ -23,12 +23,12 @@ MAX_LORAS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A model of the service, and how it is loaded: as the options of ``framepack generate``."""
+    """A model of the service, and how it is loaded: as the options of ``framepack generate``. The device is
+    the worker's."""
 
     model: str
     parts: tuple[str, ...] = ()
     memory: str = "full"
-    device: str = "auto"
     dtype: str = "auto"
 
 

@@ -41,7 +41,9 @@ class Tokens:
             if not colon:
                 name, secret = (LOCAL if len(given) == 1 else f"client{number}"), name
             if not NAME.fullmatch(name):
-                raise InputError(f"token {number} has a name of other characters than letters, digits and ._-")
+                raise InputError(
+                    f"token {number} has a name of other characters than letters, digits and ._-"
+                )
             if len(secret) < SHORTEST or not secret.isascii() or not secret.isprintable():
                 raise InputError(
                     f"token {number} must have {SHORTEST} characters or more of ASCII: make one with "
@@ -79,7 +81,9 @@ class Sessions:
         name = cookie.rpartition(":")[0]
         if name not in self.tokens.secrets:
             return None
-        return name if hmac.compare_digest(self.cookie(name).encode(), cookie.encode(errors="replace")) else None
+        return (
+            name if hmac.compare_digest(self.cookie(name).encode(), cookie.encode(errors="replace")) else None
+        )
 
     def _sign(self, client: str) -> str:
         told = f"{client}\0{self.tokens.secrets[client]}".encode()

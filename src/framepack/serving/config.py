@@ -14,13 +14,15 @@ class ServiceConfig:
     """
     data: folder of the service, see ``places.py``. store: URL of its database.
     offers: models by the names that clients use, the first one the default. loras: folder of LoRA files.
-    threads: of each worker on a CPU, None for PyTorch's choice. niceness: how far workers stand back.
+    devices: of the workers, in turn. threads: of each worker on a CPU, None for PyTorch's choice.
+    niceness: how far workers stand back.
     """
 
     data: Path
     store: str
     offers: Mapping[str, Offer] = field(default_factory=lambda: {"bundled": Offer(model="bundled")})
     loras: Path | None = None
+    devices: tuple[str, ...] = ("auto",)
     threads: int | None = None
     niceness: int = 10
 

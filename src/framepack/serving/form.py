@@ -68,7 +68,9 @@ class Received:
                     f"keyframe {number + 1} names the picture '{keyframe.picture[:60]}', and no file of that "
                     "name was sent: add it as a file field"
                 )
-            keyframes.append((keyframe.at, self._picture(uploads[keyframe.picture], f"key-{number}.png", service)))
+            keyframes.append(
+                (keyframe.at, self._picture(uploads[keyframe.picture], f"key-{number}.png", service))
+            )
         unused = set(uploads) - {keyframe.picture for keyframe in given.keyframes}
         if unused:
             raise InputError(
@@ -112,14 +114,18 @@ async def received(request: Request) -> AsyncIterator[Received]:
     uploads: dict[str, Path] = {}
     try:
         if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=1_000_000) as form:
+            async with request.form(
+                max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=1_000_000
+            ) as form:
                 fields = await _fields(form, folder, uploads)
         elif kind == "application/json":
             fields = _parsed(await request.body())
             if isinstance(fields, dict):
                 fields = await run_in_threadpool(_with_data_urls, fields, folder, uploads)
         else:
-            raise HTTPException(415, f"content type '{kind[:60]}': send application/json or multipart/form-data")
+            raise HTTPException(
+                415, f"content type '{kind[:60]}': send application/json or multipart/form-data"
+            )
         yield Received(_checked(fields), folder, uploads)
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
@@ -142,7 +148,7 @@ def _checked(fields: Any) -> VideoIn:
 
 
 def _with_extra(fields: dict[str, Any]) -> dict[str, Any]:
-    """What stands in ``extra``, beside the rest: an object, its JSON, or fields ``extra[steps]`` of a form."""
+    """The fields with those of ``extra``: an object, its JSON, or ``extra[steps]`` of a form."""
     extra = fields.get(EXTRA, {})
     if isinstance(extra, str):
         extra = _parsed(extra.encode(errors="replace"))
@@ -200,7 +206,9 @@ def _with_data_urls(fields: dict[str, Any], folder: Path, uploads: dict[str, Pat
             continue
         mark = DATA_URL.match(value) if isinstance(value, str) else None
         if mark is None:
-            raise HTTPException(400, f"{name}: send a file in a form, or a data:image/...;base64 URL; no other is fetched")
+            raise HTTPException(
+                400, f"{name}: send a file in a form, or a data:image/...;base64 URL; no other is fetched"
+            )
         try:
             data = base64.b64decode(value[mark.end() :], validate=True)
         except (binascii.Error, ValueError) as error:

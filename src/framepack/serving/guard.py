@@ -136,7 +136,9 @@ class _Body:
 
 def _name(host: str) -> str:
     """A Host header without its port."""
-    return host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rpartition(":")[0] or host
+    return (
+        host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rpartition(":")[0] or host
+    )
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:
@@ -154,6 +156,11 @@ async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str
 
 def fault(status: int, code: str, message: str) -> dict[str, object]:
     """OpenAI's shape of an error."""
-    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -119,3 +120,8 @@ class QueueFull(FramePackError):
 def new_id() -> str:
     """An id that no one can guess; later ones sort after earlier ones."""
     return f"video_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
+
+
+def worker_name() -> str:
+    """A name that no other worker has or had."""
+    return f"{socket.gethostname()[:80]}-{secrets.token_hex(4)}"

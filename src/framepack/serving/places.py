@@ -1,10 +1,10 @@
 """The folder of a service: its store, and a folder for each job.
 
-    {data}/jobs.sqlite                    the store, unless it is elsewhere
-    {data}/jobs/{id}/{input files}        what was uploaded, under names of our own
-    {data}/jobs/{id}/run/                 the run, see generation/store.py
-    {data}/jobs/{id}/previews/{n}.png     a picture of each section
-    {data}/jobs/{id}/video.mp4, .json     the video, and the settings it was made with
+{data}/jobs.sqlite                    the store, unless it is elsewhere
+{data}/jobs/{id}/{input files}        what was uploaded, under names of our own
+{data}/jobs/{id}/run/                 the run, see generation/store.py
+{data}/jobs/{id}/previews/{n}.png     a picture of each section
+{data}/jobs/{id}/video.mp4, .json     the video, and the settings it was made with
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from framepack.serving.config import ServiceConfig
 
 
-def begin(config: ServiceConfig, name: str) -> None:
+def begin(config: ServiceConfig, name: str, device: str) -> None:
     from framepack.serving.worker import work
 
-    work(config, name)
+    work(config, name, device)

@@ -59,7 +59,9 @@ class Progress:
         """0 to 1."""
         if self.stage == "done":
             return 1.0
-        sampled = (self.section + self.step / self.steps) / self.sections if self.sections and self.steps else 0.0
+        sampled = (
+            (self.section + self.step / self.steps) / self.sections if self.sections and self.steps else 0.0
+        )
         decoded = self.decoded / self.frames if self.frames else 0.0
         return min(1.0, SAMPLING * min(1.0, sampled) + (1 - SAMPLING) * decoded)
 

@@ -51,7 +51,11 @@ def cleaning(service: Service) -> Iterator[None]:
 def serve(app: FastAPI, listening: object) -> None:
     """Serve until interrupted; then end quietly, whatever browsers are still connected."""
     config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=GRACE, timeout_keep_alive=IDLE, server_header=False
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=IDLE,
+        server_header=False,
     )
     with suppress(KeyboardInterrupt):  # uvicorn has ended by then, and passes on what ended it
         uvicorn.Server(config).run(sockets=[listening])  # type: ignore[list-item]

@@ -1,7 +1,7 @@
 """What people can do with jobs, behind the API and the page alike: every rule of the service is here.
 
-Nothing of it needs PyTorch: requests are checked and planned as far as that goes without weights, so that what
-cannot be made is refused at once.
+Nothing of it needs PyTorch: requests are checked and planned as far as that goes without weights, so that
+what cannot be made is refused at once.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class NoRoom(FramePackError):
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """queued: videos of one client that have not ended. seconds: of a video, what it goes on from included.
-    picture: pixels of one. upload: bytes of one request. posts: requests of one client in a minute that change
-    something. quota: GB of all videos together, and days: until one is deleted; None for no end. spare: GB of
+    picture: pixels of one. upload: bytes of one request. posts: requests of one client in a minute that
+    change something. quota: GB of all videos together, and days: until one is deleted; None for no end. spare: GB of
     the disk that are left alone.
     """
 
@@ -63,7 +63,7 @@ class Limits:
 class Cost:
     """What a video takes.
 
-    sections, steps, frames, fps, size: (width, height). context_tokens: the most that a section sees of history.
+    sections, steps, frames, fps, size: (width, height). context_tokens: the most history that a section sees.
     seconds: of work, and bytes: at the peak, both as measured when this model was last used; None before.
     """
 
@@ -107,7 +107,9 @@ class Service:
         try:
             self._fill(folder, asked, files)
             self.cost(asked, folder.path)
-            return self._add(NewJob(id=name, client=client, model=asked.model, prompt=asked.prompt, asked=asked.to_json()))
+            return self._add(
+                NewJob(id=name, client=client, model=asked.model, prompt=asked.prompt, asked=asked.to_json())
+            )
         except BaseException:
             folder.remove()
             raise
@@ -174,14 +176,21 @@ class Service:
             folder.remove()
             raise
 
-    def _again(self, client: str, name: str, *, prompt: str | None = None, redo: dict[str, Any] | None = None) -> Job:
+    def _again(
+        self, client: str, name: str, *, prompt: str | None = None, redo: dict[str, Any] | None = None
+    ) -> Job:
         job = self._completed(client, name)
         self._check_room()
         asked = Asked.from_json(job.asked)
         if prompt is not None:
             asked = replace(asked, prompt=prompt)
         new = NewJob(
-            client=client, model=asked.model, prompt=asked.prompt, asked=asked.to_json(), parent=name, redo=redo
+            client=client,
+            model=asked.model,
+            prompt=asked.prompt,
+            asked=asked.to_json(),
+            parent=name,
+            redo=redo,
         )
         theirs, folder = self.places.job(name), self.places.job(new.id)
         try:
@@ -227,7 +236,7 @@ class Service:
         timeline = selection.timeline
         if timeline.seconds > self.limits.seconds:
             raise TooMuch(
-                f"{timeline.seconds:g} s of video: this service makes at most {self.limits.seconds:g} s at once"
+                f"{timeline.seconds:g} s of video: this service makes at most {self.limits.seconds:g} s"
             )
         steps = asked.steps or spec.steps
         sections = len(selection.plan.sections)
@@ -300,7 +309,9 @@ class Service:
             if name not in known and time.time() - self.places.job(name).path.stat().st_mtime > DAY:
                 self.places.job(name).remove()
                 gone.append(name)
-        ended = sorted((job for job in known.values() if job.status in ENDED), key=lambda job: job.ended or 0.0)
+        ended = sorted(
+            (job for job in known.values() if job.status in ENDED), key=lambda job: job.ended or 0.0
+        )
         total = sum(job.size for job in ended)
         for job in ended:
             old = self.limits.days is not None and now - (job.ended or now) > self.limits.days * DAY

@@ -15,7 +15,7 @@ MOST, COLUMNS = 60, 10
 
 
 def spritesheet(folder: JobFolder, previews: Sequence[Path]) -> Path:
-    """A contact sheet of previews, spread over them where they are many; made once for each number of them."""
+    """A contact sheet of previews, of some of them where they are many; made once for each number."""
     place = folder.path / "previews" / f"sheet-{len(previews)}.png"
     if not place.is_file():
         shown = [np.asarray(read_image(previews[index])) for index in spread(len(previews), MOST)]

@@ -11,9 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, create_engine, delete, event, func, insert, or_, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    and_,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy import text as sql
-from sqlalchemy import update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -252,7 +264,9 @@ class JobStore:
             return False
         return True
 
-    def renew(self, lease: Lease, progress: dict[str, Any] | None = None, *, further: bool = False) -> Wish | None:
+    def renew(
+        self, lease: Lease, progress: dict[str, Any] | None = None, *, further: bool = False
+    ) -> Wish | None:
         """Say that the worker is there, and how far it is; learn what is wanted of it.
 
         Args:
@@ -288,7 +302,7 @@ class JobStore:
             self._end(db, lease, ended | {"size": size, **_FREE})
 
     def give_back(self, lease: Lease, status: Status = Status.QUEUED, *, after: float = 0.0) -> None:
-        """Let go of a job that is not done: for others, after so many seconds, or paused. Raises LeaseLost."""
+        """Let go of a job that is not done: paused, or for others after so many seconds. Raises LeaseLost."""
         with self._writing() as db:
             self._end(db, lease, {"status": status, "ready": self._now(db) + after, **_FREE})
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import secrets
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 from sqlalchemy.exc import SQLAlchemyError
 
 from framepack.serving.config import ServiceConfig
+from framepack.serving.jobs import worker_name
 from framepack.serving.process import begin
 from framepack.serving.store import JobStore
 
@@ -32,6 +31,7 @@ GRACE = 10.0
 class _Slot:
     """Where one worker after the other works."""
 
+    device: str
     process: SpawnProcess | None = None
     name: str = ""
     begun: float = 0.0
@@ -45,7 +45,8 @@ class Supervisor:
 
     def __init__(self, store: JobStore, config: ServiceConfig, count: int) -> None:
         self.store, self.config = store, config
-        self._slots = [_Slot() for _ in range(count)]
+        devices = config.devices
+        self._slots = [_Slot(devices[number % len(devices)]) for number in range(count)]
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -90,9 +91,9 @@ class Supervisor:
             slot.wait = min(LATEST, 2 * slot.wait + 1) if now - slot.begun < SOON else 0.0
             slot.ended = now
         if slot.process is None and now >= slot.ended + slot.wait:
-            slot.name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+            slot.name = worker_name()
             slot.process = multiprocessing.get_context("spawn").Process(
-                target=begin, args=(self.config, slot.name), name=slot.name, daemon=True
+                target=begin, args=(self.config, slot.name, slot.device), name=slot.name, daemon=True
             )
             slot.process.start()
             slot.begun = now

@@ -25,7 +25,6 @@ from framepack.errors import (
     OutOfMemoryError,
     OutputError,
     RunConflictError,
-    first_line,
 )
 from framepack.generation.events import Event, SectionFinished
 from framepack.generation.fork import edited
@@ -35,7 +34,7 @@ from framepack.generation.run import PreparedRun
 from framepack.models.bundle import Bundle
 from framepack.serving.asked import Asked, Offer
 from framepack.serving.config import ServiceConfig, lora_files
-from framepack.serving.jobs import Job, Lease, LeaseLost, Status, Wish
+from framepack.serving.jobs import Job, Lease, LeaseLost, Status, Wish, worker_name
 from framepack.serving.keeper import Keeper, Stopped, insist
 from framepack.serving.places import JobFolder, ServiceFolder
 from framepack.serving.progress import Follower, Progress
@@ -66,14 +65,19 @@ class Worker:
     """Carries out the jobs of a service.
 
     Args:
-        name: of the worker, another one for each process that there ever is.
+        name: of the worker, another one for each process that there ever is. device: ``auto`` or PyTorch's.
         stop: whether it is to end; asked between jobs and at each event of a run.
     """
 
     def __init__(
-        self, store: JobStore, config: ServiceConfig, name: str, stop: Callable[[], bool] = lambda: False
+        self,
+        store: JobStore,
+        config: ServiceConfig,
+        name: str,
+        device: str = "auto",
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.store, self.config, self.name, self.stop = store, config, name, stop
+        self.store, self.config, self.name, self.device, self.stop = store, config, name, device, stop
         self.places = ServiceFolder(config.data)
         self._loaded: _Loaded | None = None
 
@@ -145,7 +149,7 @@ class Worker:
     def _prepared(self, job: Job, folder: JobFolder) -> PreparedRun:
         asked = Asked.from_json(job.asked)
         offered = asked.request(folder.path, self.config.offers, lora_files(self.config.loras))
-        request = replace(offered, out=folder.video, workdir=folder.run)
+        request = replace(offered, out=folder.video, workdir=folder.run, device=self.device)
         offer = self.config.offers[asked.model]
         held = self._loaded.bundle if self._loaded is not None and self._loaded.offer == offer else None
         if held is None:
@@ -195,21 +199,32 @@ def _without(folder: Path, message: str) -> str:
     return message.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", "").replace(str(folder), "it")
 
 
-def work(config: ServiceConfig, name: str) -> None:
-    """A worker process, until it is told to end or its parent is gone."""
+def work(config: ServiceConfig, name: str, device: str) -> None:
+    """A worker process of a service, until it is told to end or the service is gone."""
     end_with_parent()
-    ended: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     os.nice(config.niceness)
+    _serve(config, name, device, signal.SIGTERM)
+
+
+def standing(config: ServiceConfig) -> None:
+    """A worker by itself, until it is told to end.
+
+    Raises:
+        FramePackError: its store cannot be opened.
+    """
+    _serve(config, worker_name(), config.devices[0], signal.SIGTERM, signal.SIGINT)
+
+
+def _serve(config: ServiceConfig, name: str, device: str, *ending: signal.Signals) -> None:
+    ended: list[int] = []
+    for number in ending:
+        signal.signal(number, lambda number, frame: ended.append(number))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     store = JobStore(config.store)
     try:
-        Worker(store, config, name, lambda: bool(ended)).run()
-    except FramePackError as error:
-        log.error("%s", first_line(error))
-        raise SystemExit(2) from error
+        Worker(store, config, name, device, lambda: bool(ended)).run()
     finally:
         store.close()
