@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from framepack.cli import app
 from framepack.codecs.streaming import CHUNK
-from framepack.generation import manifest, store
+from framepack.generation import growth, manifest, store
 from framepack.generation.decode import FrameDecoder
 from framepack.generation.events import Event, Finished, Grown, SectionFinished, Started
 from framepack.generation.manifest import read_log

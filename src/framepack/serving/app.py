@@ -18,7 +18,7 @@ from framepack.serving.api import router
 from framepack.serving.clients import Rate, Sessions, Tokens
 from framepack.serving.guard import Guard, fault
 from framepack.serving.jobs import NoSuchJob, QueueFull, WrongState
-from framepack.serving.monitor import Monitor
+from framepack.serving.monitor import Measured, Monitor
 from framepack.serving.service import NoRoom, Service
 
 log = logging.getLogger("framepack.server")
@@ -38,6 +38,7 @@ CODES = {
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     413: "too_large",
     415: "wrong_type",
 }
@@ -93,10 +94,10 @@ def create_app(
 
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:
-        log.exception("%s %s", request.method, request.url.path)
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
         return JSONResponse(fault(500, "internal_error", "a fault of the program: its log says more"), 500)
 
-    app.middleware("http")(monitor.measured)
+    app.add_middleware(Measured, monitor=monitor)
     app.add_middleware(
         Guard,
         tokens=tokens,

@@ -12,6 +12,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from framepack.serving.clients import LOCAL, Rate, Sessions, Tokens
@@ -59,20 +60,14 @@ class Guard:
             return await _refuse(scope, send, *fault)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        began, body = False, _Body(receive, self.upload)
+        body = _Body(receive, self.upload)
 
         async def marked(message: Message) -> None:
-            nonlocal began
             if message["type"] == "http.response.start":
-                began = True
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
-        try:
-            await self.app(scope, body.receive, marked)
-        except _Refused as refused:
-            if not began:
-                await _refuse(scope, send, refused.status, refused.code, refused.message)
+        await self.app(scope, body.receive, marked)
 
     def _fault(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
         """(status, code, message) of what is not let in; else the client is in ``state``."""
@@ -108,13 +103,8 @@ class Guard:
         return None if cookie is None else self.sessions.client(cookie.value)
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.status, self.code, self.message = status, code, message
-
-
 class _Body:
-    """A request's body, counted and timed as it comes."""
+    """A request's body, counted and timed as it comes. Raises HTTPException into whatever reads it."""
 
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._most, self._size, self._whole = receive, most, 0, False
@@ -125,12 +115,12 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), SLOW)
         except TimeoutError:
-            raise _Refused(408, "timeout", f"nothing came for {SLOW:g} s: send it again") from None
+            raise HTTPException(408, f"nothing came for {SLOW:g} s: send it again") from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._size > self._most:
-                raise _Refused(413, "too_large", f"a request has at most {self._most / 1e6:g} MB")
+                raise HTTPException(413, f"a request has at most {self._most / 1e6:g} MB")
         return message
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 
-from fastapi import Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from framepack.serving.service import Service
 
@@ -34,14 +33,11 @@ class Monitor:
             registry=self._registry,
         )
 
-    async def measured(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request, by its route as it is declared: ids of videos would be labels without end."""
-        begun = time.perf_counter()
-        response = await go_on(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        self._requests.labels(request.method, route, response.status_code).inc()
-        self._seconds.labels(request.method, route).observe(time.perf_counter() - begun)
-        return response
+        route = getattr(scope.get("route"), "path", "other")
+        self._requests.labels(scope["method"], route, status).inc()
+        self._seconds.labels(scope["method"], route).observe(seconds)
 
     def text(self) -> bytes:
         for status, count in self._service.store.counts().items():
@@ -49,3 +45,22 @@ class Monitor:
         self._workers.set(len(self._service.store.workers()))
         self._free.set(self._service.free)
         return generate_latest(self._registry)
+
+
+class Measured:
+    """ASGI middleware: tells a monitor of each answer as it begins."""
+
+    def __init__(self, app: ASGIApp, monitor: Monitor) -> None:
+        self.app, self.monitor = app, monitor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begun = time.perf_counter()
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.monitor.answered(scope, message["status"], time.perf_counter() - begun)
+            await send(message)
+
+        await self.app(scope, receive, told)

@@ -45,8 +45,8 @@ class NoRoom(FramePackError):
 class Limits:
     """queued: videos of one client that have not ended. seconds: of a video, what it goes on from included.
     picture: pixels of one. upload: bytes of one request. posts: requests of one client in a minute that
-    change something. quota: GB of all videos together, and days: until one is deleted; None for no end. spare: GB of
-    the disk that are left alone.
+    change something. quota: GB of all videos together, and days: until one is deleted; None for no end.
+    spare: GB of the disk that are left alone.
     """
 
     queued: int = 20

@@ -123,8 +123,7 @@ class Worker:
             with Keeper(self.store, lease, self.stop) as keeper:
                 keeper.tell(follower.now)
                 run = self._prepared(job, folder)
-                height, width = run.config.size
-                follower = Follower(run.warnings, f"{width}x{height}")
+                follower = Follower(run.warnings, f"{run.config.width}x{run.config.height}")
                 run.carry_out(lambda event: _see(event, follower, folder, keeper))
         except Stopped as stopped:
             self._stopped(lease, folder, follower.now, stopped.wish)
@@ -222,7 +221,8 @@ def _serve(config: ServiceConfig, name: str, device: str, *ending: signal.Signal
         signal.signal(number, lambda number, frame: ended.append(number))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    log.setLevel(logging.INFO)
     store = JobStore(config.store)
     try:
         Worker(store, config, name, device, lambda: bool(ended)).run()
