@@ -86,7 +86,8 @@ class Received:
             image=image,
             keyframes=tuple(keyframes),
             loras=tuple((lora.name, lora.weight) for lora in given.loras),
-            **clips,
+            from_clip=clips.get("from_clip"),
+            to_clip=clips.get("to_clip"),
         )
 
     def _picture(self, upload: Path, name: str, service: Service) -> str:

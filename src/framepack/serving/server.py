@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,7 +49,7 @@ def cleaning(service: Service) -> Iterator[None]:
         thread.join()
 
 
-def serve(app: FastAPI, listening: object) -> None:
+def serve(app: FastAPI, listening: socket.socket) -> None:
     """Serve until interrupted; then end quietly, whatever browsers are still connected."""
     config = uvicorn.Config(
         app,
@@ -58,4 +59,4 @@ def serve(app: FastAPI, listening: object) -> None:
         server_header=False,
     )
     with suppress(KeyboardInterrupt):  # uvicorn has ended by then, and passes on what ended it
-        uvicorn.Server(config).run(sockets=[listening])  # type: ignore[list-item]
+        uvicorn.Server(config).run(sockets=[listening])
