@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from framepack.cli import app
 from framepack.codecs.streaming import CHUNK
-from framepack.generation import growth, store
+from framepack.generation import growth, manifest, store
 from framepack.generation.decode import FrameDecoder
 from framepack.generation.events import Event, Finished, Grown, SectionFinished, Started
 from framepack.generation.manifest import read_log
@@ -78,7 +78,7 @@ def test_after_every_section_all_frames_so_far_can_be_watched(
     method: str, image: bool, tmp_path: Path
 ) -> None:
     run = job(tmp_path, method=method, frames=22 + image, image=picture() if image else None)
-    path, seen = tmp_path / "run" / growth.FILE, [0]
+    path, seen = tmp_path / "run" / manifest.GROWING, [0]
 
     def told(event: Event) -> None:
         if isinstance(event, Grown):
@@ -128,7 +128,7 @@ def test_a_killed_process_leaves_what_plays_and_nothing_of_it_is_encoded_again(
         where = ["--out", str(folder / "v.mp4"), "--workdir", str(folder / "run")]
         return ["generate", "--prompt", "a red ball", *how, *where]
 
-    path = folder / "run" / growth.FILE
+    path = folder / "run" / manifest.GROWING
     with subprocess.Popen(
         [sys.executable, "-m", "framepack", *words(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from framepack import __version__
-from framepack.cli import adopt, arena, data, estimate, evaluate, generate, live, models, plan, redo, train
+from framepack.cli import (
+    adopt,
+    arena,
+    data,
+    estimate,
+    evaluate,
+    generate,
+    live,
+    models,
+    plan,
+    redo,
+    serve,
+    train,
+)
 from framepack.errors import FramePackError
 
 USER_ERROR = 2
@@ -32,6 +45,8 @@ app.command("train")(train.train)
 app.command("adopt")(adopt.adopt)
 app.command("evaluate")(evaluate.evaluate)
 app.command("arena")(arena.arena)
+app.command("serve")(serve.serve)
+app.command("worker")(serve.worker)
 app.add_typer(data.app)
 
 

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from framepack.generation import rough
 from framepack.generation.beside import Beside
 from framepack.generation.clock import Clock
 from framepack.generation.decode import FrameDecoder
 from framepack.generation.devices import MakeSolver, OnStep, Sample
 from framepack.generation.events import Decoding, Event, Grown, Remark
 from framepack.generation.hashing import hash_json
-from framepack.generation.manifest import Record
+from framepack.generation.manifest import GROWING, PREVIEW, Record
 from framepack.generation.rough import RoughVideo
 from framepack.generation.shortage import TILED, TURNS, again_if_short, tiled_if_short
 from framepack.generation.store import RunStore, Stored
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FILE = "growing.mp4"
 TOLD = 8
 """Frames between two events while the video is written; a run can be stopped at each of them."""
 
@@ -58,7 +56,7 @@ class Growth:
         self, job: PreparedRun, store: RunStore, clock: Clock, emit: Emit, told: dict[str, Any]
     ) -> None:
         self.job, self.store, self.clock, self.emit, self.told = job, store, clock, emit, told
-        self.path = job.places.workdir / FILE
+        self.path = job.places.workdir / GROWING
         self.known, self.chain = 0, ""  # latents from the start on without a gap, and what they are
         self._held = _marks(store.manifest.records)
         self._frames = 0  # in the file, of those that are known to be right
@@ -69,7 +67,7 @@ class Growth:
         self._rough: RoughVideo | None = None
         self._before = {r["key"] for r in store.manifest.records if r["kind"] == "latents"}
         if waits(job.plan):
-            place = job.places.workdir / rough.FILE
+            place = job.places.workdir / PREVIEW
             self._rough = RoughVideo(place, job.bundle.codec, store.fetch, job.plan.shown)
 
     def __enter__(self) -> Growth:

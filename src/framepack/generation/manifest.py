@@ -22,6 +22,8 @@ from framepack.generation.lines import Record, append_line, parse_lines, to_line
 VERSION = 1
 NAME = "manifest.jsonl"
 LOCK = "lock"
+GROWING, PREVIEW = "growing.mp4", "preview.mp4"
+"""Videos of what there is so far: of its front, and in orders that do not begin there of all of it."""
 OWN = frozenset({NAME, LOCK, "latents", f"{NAME}.part"})
 """Names that a run folder may hold before its log exists."""
 

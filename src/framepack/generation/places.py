@@ -12,15 +12,15 @@ from typing import Any
 
 from framepack import __version__
 from framepack.errors import OutputError
-from framepack.generation import growth, rough, saved
+from framepack.generation import saved
 from framepack.generation.config import RunConfig
 from framepack.generation.hashing import hash_file
-from framepack.generation.manifest import RETOLD, check_folder, unwritable, write_file
+from framepack.generation.manifest import GROWING, PREVIEW, RETOLD, check_folder, unwritable, write_file
 from framepack.generation.store import Edit, output_digests
 from framepack.video.io import check_output
 
 OUTPUTS = Path("outputs")
-KEPT = (growth.FILE, rough.FILE, saved.FILE)
+KEPT = (GROWING, PREVIEW, saved.FILE)
 """Names in a work folder under which a video, or what is told of it, would be lost."""
 
 

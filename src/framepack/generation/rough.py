@@ -15,7 +15,6 @@ from framepack.generation.decode import Fetch, preview
 from framepack.planning.timeline import Timeline
 from framepack.video.io import write_video
 
-FILE = "preview.mp4"
 MOST = 1200
 """Frames it has at most: of a longer video only every second latent frame is shown, or fourth, and so on."""
 GROWTH = 1.1

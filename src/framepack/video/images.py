@@ -18,12 +18,12 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, most: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as RGB, turned upright by its EXIF tag, with transparency laid on white.
 
     Raises:
         InputError: missing, a folder, empty, not a picture, damaged, without pixels, or over
-            ``MAX_PIXELS`` (read from the header; such a file is never decoded).
+            ``most`` pixels (read from the header; such a file is never decoded).
     """
     path = Path(path)
     try:
@@ -36,13 +36,13 @@ def read_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             # Our own, lower limit speaks instead of Pillow's warning.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _decode(path)
+            return _decode(path, most)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         found = re.search(r"\((\d+) pixels\)", str(error))
         pixels = int(found[1]) if found else None
-        raise _too_large(path, pixels) from error
+        raise _too_large(path, pixels, most) from error
     except UnidentifiedImageError as error:
         with path.open("rb") as file:
             if _declares_no_pixels(file.read(32)):
@@ -56,14 +56,14 @@ def read_image(path: str | Path) -> Image.Image:
         raise InputError(f"image '{path}' is damaged ({detail}): save it again") from error
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, most: int) -> Image.Image:
     Image.init()  # fills Image.OPEN; AVIF is in newer Pillows only
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         width, height = image.size
         if width == 0 or height == 0:
             raise InputError(f"image '{path}' has no pixels: it is {width} x {height}")
-        if width * height > MAX_PIXELS:
-            raise _too_large(path, width * height, f"{width} x {height}")
+        if width * height > most:
+            raise _too_large(path, width * height, most, f"{width} x {height}")
         return as_rgb(ImageOps.exif_transpose(image))
 
 
@@ -84,9 +84,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _too_large(path: Path, pixels: int | None, size: str | None = None) -> InputError:
+def _too_large(path: Path, pixels: int | None, most: int, size: str | None = None) -> InputError:
     shown = size or (f"{pixels / 1e6:.0f} megapixels" if pixels else "too many pixels")
-    limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels"
+    limit = f"the limit is {most // 1_000_000} megapixels"
     return InputError(f"image '{path}' is too large ({shown}): {limit}; scale it down")
 
 

@@ -1,0 +1,119 @@
+"""The service over HTTP: the API, health, metrics and documentation, behind one guard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from framepack import __version__
+from framepack.errors import FramePackError, InputError, OutputError
+from framepack.serving.api import router
+from framepack.serving.clients import Rate, Sessions, Tokens
+from framepack.serving.guard import Guard, fault
+from framepack.serving.jobs import NoSuchJob, QueueFull, WrongState
+from framepack.serving.monitor import Measured, Monitor
+from framepack.serving.service import NoRoom, Service
+
+log = logging.getLogger("framepack.server")
+
+STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
+    (NoSuchJob, 404, "not_found"),
+    (WrongState, 409, "wrong_state"),
+    (QueueFull, 429, "queue_full"),
+    (NoRoom, 507, "no_room"),
+    (InputError, 400, "invalid_request"),
+    (OutputError, 507, "storage_error"),
+    (SQLAlchemyError, 503, "store_unavailable"),
+    (FramePackError, 500, "failed"),
+)
+"""Of errors, by their kind, the first that fits."""
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    415: "wrong_type",
+}
+
+
+def create_app(
+    service: Service, tokens: Tokens | None = None, hosts: Collection[str] | None = None
+) -> FastAPI:
+    """The application.
+
+    Args:
+        tokens: of its clients; none lets everybody in. hosts: see ``guard.Guard``.
+    """
+    tokens = tokens or Tokens({})
+    monitor = Monitor(service)
+    app = FastAPI(
+        title="framepack",
+        version=__version__,
+        description="Long videos, made section by section. The video endpoints are OpenAI's.",
+        redoc_url=None,
+    )
+    app.include_router(router(service))
+    sessions = Sessions(tokens, service.config.data)
+    app.state.sessions = sessions
+
+    @app.get("/health", tags=["service"])
+    def health() -> dict[str, object]:
+        """Whether the store answers, and how many workers are there."""
+        return {"status": "ok", "version": __version__, "workers": len(service.store.workers())}
+
+    @app.get("/metrics", tags=["service"], response_class=Response)
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(monitor.text(), media_type=CONTENT_TYPE_LATEST)
+
+    for kind, status, code in STATUSES:
+        app.add_exception_handler(kind, _teller(status, code))
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = CODES.get(error.status_code, "invalid_request")
+        return JSONResponse(
+            fault(error.status_code, code, str(error.detail)), error.status_code, error.headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))[:80]
+        return JSONResponse(
+            fault(400, "invalid_request", f"{where or 'the body'}: {first['msg'].lower()}"), 400
+        )
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return JSONResponse(fault(500, "internal_error", "a fault of the program: its log says more"), 500)
+
+    app.add_middleware(Measured, monitor=monitor)
+    app.add_middleware(
+        Guard,
+        tokens=tokens,
+        sessions=sessions,
+        rate=Rate(service.limits.posts),
+        upload=service.limits.upload,
+        hosts=hosts,
+    )
+    return app
+
+
+def _teller(status: int, code: str) -> Callable[[Request, Exception], JSONResponse]:
+    def tell(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, SQLAlchemyError):
+            log.error("the store does not answer: %s", error)
+            return JSONResponse(fault(status, code, "the store does not answer: try again later"), status)
+        return JSONResponse(fault(status, code, str(error)), status)
+
+    return tell
