@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from framepack.cli import options
-from framepack.cli.options import HOW, WHAT, WHERE
+from framepack.cli.options import HOW, WHERE
 from framepack.cli.serve import Device, Dtype, Loras, Memory, Models, Threads, not_installed, service_config
 from framepack.cli.workers import LOG, WORKERS, Engine, MaxWorkers, RayAddress, on_engine, staff_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -45,7 +44,6 @@ class Watch:
         self.failed: dict[str, tuple[Video, str]] = {}
 
     def __enter__(self) -> Watch:
-        multiprocessing.set_start_method("spawn", force=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -62,7 +60,11 @@ class Watch:
         self.total, self.there = total, len(found.done)
         parts = [
             f"{len(names)} {what}"
-            for names, what in ((found.done, "done already"), (found.kept, "gone on with"), (found.new, "new"))
+            for names, what in (
+                (found.done, "done already"),
+                (found.kept, "gone on with"),
+                (found.new, "new"),
+            )
             if names
         ]
         # Of a folder that was empty all are new.
@@ -124,7 +126,8 @@ class Watch:
                 if video.id not in self.failed
             ],
             "failed": [
-                {"line": video.row.line, "name": video.name, "reason": reason} for video, reason in self._failed
+                {"line": video.row.line, "name": video.name, "reason": reason}
+                for video, reason in self._failed
             ],
         }
 

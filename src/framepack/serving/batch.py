@@ -115,12 +115,10 @@ def videos_of(rows: Sequence[Row], config: ServiceConfig, seed: int) -> list[Vid
         name = "video_" + hash_json({"of": key, "seed": own})
         if name in lines:
             raise InputError(
-                f"line {row.line} asks for the same video as line {lines[name]}: give it another seed, or none"
+                f"line {row.line} asks for the same as line {lines[name]}: give it another seed, or none"
             )
         lines[name] = row.line
-        found.append(
-            Video(row=row, seed=own, id=name, name=f"{number:0{digits}d}-{_slug(row.video.prompt)}")
-        )
+        found.append(Video(row=row, seed=own, id=name, name=f"{number:0{digits}d}-{_slug(row.video.prompt)}"))
     return found
 
 
@@ -142,7 +140,9 @@ def _key(row: Row, config: ServiceConfig) -> str:
 
 def _slug(prompt: str) -> str:
     words = re.sub(r"[\W_]+", "-", re.sub(r"\[[^\]:]*:", " ", prompt.lower())).strip("-")
-    short = words[: SLUG + 1].rpartition("-")[0] if len(words) > SLUG and "-" in words[:SLUG] else words[:SLUG]
+    short = (
+        words[: SLUG + 1].rpartition("-")[0] if len(words) > SLUG and "-" in words[:SLUG] else words[:SLUG]
+    )
     return short or "video"
 
 
@@ -286,7 +286,9 @@ class Batch:
             folder.mkdir(parents=True, exist_ok=True)
             asked = _prepared(video, self.service, folder)
         except OSError as error:
-            raise OutputError(f"'{folder}' cannot be written ({error.strerror}): give another --out") from error
+            raise OutputError(
+                f"'{folder}' cannot be written ({error.strerror}): give another --out"
+            ) from error
         new = NewJob(
             id=video.id, client=CLIENT, model=asked.model, prompt=asked.prompt, asked=asked.to_json()
         )
@@ -386,5 +388,7 @@ def _locked(out: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        raise OutputError(f"'{out}' is in use by another batch: wait for it, or give another --out") from error
+        raise OutputError(
+            f"'{out}' is in use by another batch: wait for it, or give another --out"
+        ) from error
     return handle

@@ -10,6 +10,7 @@ from framepack.errors import UnknownNameError
 from framepack.serving.config import ServiceConfig
 from framepack.serving.store import JobStore
 
+
 class Engine(Protocol):
     """Workers of a service: kept alive from ``start`` to ``close``."""
 

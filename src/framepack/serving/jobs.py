@@ -11,7 +11,6 @@ from typing import Any
 
 from framepack.errors import FramePackError, InputError
 
-
 LEASE = 15.0
 """Seconds without a word after which a worker is taken for dead."""
 

@@ -118,7 +118,9 @@ class RayEngine:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise InputError(f"engine ray needs a package that is not installed ({error}): {INSTALL}") from error
+            raise InputError(
+                f"engine ray needs a package that is not installed ({error}): {INSTALL}"
+            ) from error
         own = {"include_dashboard": False, "object_store_memory": OBJECTS} if self.address == LOCAL else {}
         try:
             ray.init(
@@ -236,7 +238,9 @@ class RayEngine:
         try:
             self.store.dead(hired.name)
         except SQLAlchemyError:
-            log.warning("the job store does not answer: the job of %s is free when its lease ends", hired.name)
+            log.warning(
+                "the job store does not answer: the job of %s is free when its lease ends", hired.name
+            )
         self._hired.remove(hired)
 
     def _known(self) -> set[str]:

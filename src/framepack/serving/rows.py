@@ -55,7 +55,9 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> list[Row]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"list '{path}' ends in '{path.suffix}': give a file that ends in {', '.join(READERS)}")
+        raise InputError(
+            f"list '{path}' ends in '{path.suffix}': give a file that ends in {', '.join(READERS)}"
+        )
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"list '{path}' has more than {MAX_BYTES:,} bytes: split it")
@@ -67,7 +69,7 @@ def read_rows(path: Path, defaults: Mapping[str, Any]) -> list[Row]:
     line = 1
     rows: list[Row] = []
     try:
-        for line, fields in reader(text):  # noqa: B007
+        for line, fields in reader(text):
             rows.append(_row(path, line, fields, defaults))
     except InputError as error:
         raise InputError(f"'{path}' line {line}: {error}") from error
@@ -125,7 +127,9 @@ def _table(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             found = next(cells, None)
         except csv.Error as error:
-            raise _Unread(line, f"it is no CSV ({error}): put cells with commas or quotes in quotes") from error
+            raise _Unread(
+                line, f"it is no CSV ({error}): put cells with commas or quotes in quotes"
+            ) from error
         if found is None:
             return
         if not any(cell.strip() for cell in found):
@@ -139,7 +143,9 @@ def _table(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise _Unread(line, "a column is there twice: keep one")
             continue
         if len(found) > len(names):
-            raise _Unread(line, f"{len(found)} cells for {len(names)} columns: put cells with commas in quotes")
+            raise _Unread(
+                line, f"{len(found)} cells for {len(names)} columns: put cells with commas in quotes"
+            )
         row: dict[str, Any] = {n: c.strip() for n, c in zip(names, found, strict=False) if c.strip()}
         for name in JSON_FIELDS:
             if name in row:

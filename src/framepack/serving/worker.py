@@ -232,7 +232,7 @@ def _serve(config: ServiceConfig, name: str, device: str, *ending: signal.Signal
 def labour(
     config: ServiceConfig, name: str, device: str, stop: Callable[[], bool], idle: float = float("inf")
 ) -> None:
-    """One worker's life in this process, see ``Worker``. Raises FramePackError: its store cannot be opened."""
+    """One worker's life in this process, see ``Worker``. Raises FramePackError: no store."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", filename=config.log)
