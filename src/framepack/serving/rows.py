@@ -155,7 +155,7 @@ def _table(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # JSON has line ends of its own only: others may stand in its strings.
-    for line, written in enumerate(text.split("\\n"), start=1):
+    for line, written in enumerate(text.split("\n"), start=1):
         if not written.strip():
             continue
         row = _json(line, written, "the line")
