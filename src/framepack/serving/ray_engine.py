@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,6 +110,11 @@ class RayEngine:
         names = {hired.name for hired in self._hired}
         return [int(about["process"]) for name, about in self.store.workers().items() if name in names]
 
+    @property
+    def workers(self) -> int:
+        """Actors that there are, or that wait for a place."""
+        return len(self._hired)
+
     def start(self) -> None:
         """Raises InputError: there is no Ray, or none that can be used."""
         device = self.config.devices[0]
@@ -171,17 +177,8 @@ class RayEngine:
                 "the job store is a file of this machine, and Ray's cluster has others: "
                 "give --store postgresql+psycopg://HOST/NAME"
             )
-        room = ray.cluster_resources()
-        if room.get("GPU") and device != "cpu":
-            self._needs = {"num_gpus": 1, "num_cpus": 1}
-            fit = int(room["GPU"])
-        else:
-            # One thread count for all, so that every worker's sums round alike.
-            cores = [int(node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU", 0) >= 1]
-            threads = self.config.threads or min(cores, default=1)
-            self.config = replace(self.config, threads=threads)
-            self._needs = {"num_gpus": 0, "num_cpus": threads}
-            fit = sum(each // threads for each in cores)
+        self._needs, threads, fit = placed([node["Resources"] for node in nodes], device, self.config.threads)
+        self.config = replace(self.config, threads=threads)
         self.most = max(self.least, 1, fit if self.most is None else self.most)
 
     def _watch(self) -> None:
@@ -249,6 +246,23 @@ class RayEngine:
             return set(self.store.workers())
         except SQLAlchemyError:
             return set()
+
+
+def placed(
+    nodes: Sequence[Mapping[str, float]], device: str, threads: int | None
+) -> tuple[dict[str, float], int | None, int]:
+    """What an actor takes of a machine, its threads, and how many actors there is room for.
+
+    Args:
+        nodes: resources of each machine, ``CPU`` and ``GPU`` among them.
+    """
+    gpus = 0 if device == "cpu" else sum(int(node.get("GPU", 0)) for node in nodes)
+    if gpus:
+        return {"num_gpus": 1, "num_cpus": 1}, threads, gpus
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    # One number for all, so that the sums of all workers round alike.
+    threads = threads or min(cores, default=1)
+    return {"num_gpus": 0, "num_cpus": threads}, threads, sum(each // threads for each in cores)
 
 
 def _reason(error: BaseException) -> str:
