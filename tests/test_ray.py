@@ -35,7 +35,8 @@ PROMPTS = [
 ]
 ASKED = {"seconds": 8.0, "steps": 1, "guidance": 1.0, "seed": 5}
 LEASE = 6.0
-PATIENCE = 300.0
+PATIENCE = 900.0
+"""Seconds; only a machine that is busy with other things comes near them."""
 OBJECTS = 80 * 2**20
 
 
