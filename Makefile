@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-long test test-slow lint format bench clean
+.PHONY: help setup demo demo-long serve test test-slow lint format bench clean
 
 help:
 	@echo "make demo       a 5-second video from a picture and a prompt: outputs/demo.mp4, outputs/demo.png"
 	@echo "make demo-long  a minute from a picture, and a story of three scenes: outputs/demo-long.mp4, outputs/story.mp4"
+	@echo "make serve      a page in the browser and an API; options in ARGS, such as ARGS='--port 8000'"
 	@echo "make test       linters, types and the fast tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       linters and types alone"
@@ -34,6 +35,9 @@ demo-long: $(STAMP)
 		--out outputs/demo-long.mp4 --sheet outputs/demo-long.png
 	$(BIN)/framepack generate --storyboard examples/story.yaml \
 		--out outputs/story.mp4 --sheet outputs/story.png
+
+serve: $(STAMP)
+	$(BIN)/framepack serve $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest

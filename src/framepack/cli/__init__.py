@@ -12,6 +12,7 @@ from framepack import __version__
 from framepack.cli import (
     adopt,
     arena,
+    batch,
     data,
     estimate,
     evaluate,
@@ -45,6 +46,7 @@ app.command("train")(train.train)
 app.command("adopt")(adopt.adopt)
 app.command("evaluate")(evaluate.evaluate)
 app.command("arena")(arena.arena)
+app.command("batch")(batch.batch)
 app.command("serve")(serve.serve)
 app.command("worker")(serve.worker)
 app.add_typer(data.app)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from framepack.cli.workers import WORKERS, Engine, MaxWorkers, RayAddress, on_engine, staff_of
 from framepack.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,9 +81,15 @@ def serve(
     workers: Annotated[
         int,
         typer.Option(
-            "--workers", help="Processes that make videos; 0 leaves that to `framepack worker`.", min=0
+            "--workers",
+            help="How many make videos; 0 leaves that to `framepack worker`.",
+            min=0,
+            rich_help_panel=WORKERS,
         ),
     ] = 1,
+    engine: Engine = "processes",
+    max_workers: MaxWorkers = None,
+    ray_address: RayAddress = None,
     data: Data = DATA,
     store: Store = None,
     model: Models = None,
@@ -154,28 +161,30 @@ def serve(
         raise InputError(
             f"{host} lets other machines in: give --token, {TOKENS} or --token-file, or leave --host out"
         )
-    config = _config(data, store, model, loras, memory, device, dtype, threads, max(1, workers))
+    config = service_config(data, store, model, loras, memory, device, dtype, threads, max(1, workers))
     try:
         from framepack.evaluation.arena.server import listen
         from framepack.serving.app import create_app
+        from framepack.serving.engines import engine_of
         from framepack.serving.server import cleaning
         from framepack.serving.server import serve as serve_app
         from framepack.serving.service import Limits, Service
         from framepack.serving.store import JobStore
-        from framepack.serving.supervisor import Supervisor
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
+    staff = staff_of(engine, workers, max_workers, ray_address)
+    config = on_engine(config, engine, threads)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     multiprocessing.set_start_method("spawn", force=True)
     limits = Limits(seconds=max_seconds, queued=max_queued, quota=quota, days=keep)
-    service = Service(JobStore(config.store), config, limits)
+    service = Service(JobStore(config.store, lease=config.lease), config, limits)
     for name in config.offers:
         service.about(name)  # a model that is not there is told of now
     listening, address = listen(host, port)
     hosts = {*HERE, "0.0.0.0", host} if host in HERE else None
     app = create_app(service, tokens, hosts)
-    supervisor = Supervisor(service.store, config, workers)
-    supervisor.start()
+    crew = engine_of(engine, service.store, config, staff)
+    crew.start()
     try:
         with cleaning(service):
             # Plain print, flushed: who starts this from a program waits for the line.
@@ -185,7 +194,7 @@ def serve(
             serve_app(app, listening)
     finally:
         print("ending: workers finish their step", flush=True)
-        supervisor.close()
+        crew.close()
         service.store.close()
 
 
@@ -203,16 +212,16 @@ def worker(
 
     The folder is shared by the same path or another one; models are given as to `framepack serve`.
     """
-    config = _config(data, store, model, loras, memory, device, dtype, threads, 1)
+    config = service_config(data, store, model, loras, memory, device, dtype, threads, 1)
     try:
         from framepack.serving.worker import standing
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
     print(f"working for {data} (Ctrl-C ends)", flush=True)
     standing(config)
 
 
-def _config(
+def service_config(
     data: Path,
     store: str | None,
     models: list[str] | None,
@@ -223,6 +232,7 @@ def _config(
     threads: int | None,
     workers: int,
 ) -> ServiceConfig:
+    """A service as its options say. Raises InputError: two models of one name."""
     from framepack.serving.asked import Offer
     from framepack.serving.config import ServiceConfig
     from framepack.serving.places import ServiceFolder
@@ -264,7 +274,8 @@ def _tokens(given: list[str] | None, file: Path | None) -> Tokens:
     return tokens
 
 
-def _not_installed(error: ModuleNotFoundError) -> Exception:
+def not_installed(error: ModuleNotFoundError) -> Exception:
+    """What to say of a package that is not there."""
     missing = (error.name or "").split(".")[0]
     if missing in ("framepack", ""):
         return error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from framepack.serving.asked import Offer
+from framepack.serving.jobs import LEASE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class ServiceConfig:
     data: folder of the service, see ``places.py``. store: URL of its database.
     offers: models by the names that clients use, the first one the default. loras: folder of LoRA files.
     devices: of the workers, in turn. threads: of each worker on a CPU, None for PyTorch's choice.
-    niceness: how far workers stand back.
+    niceness: how far workers stand back. lease: seconds without a word after which one is taken for dead.
+    log: file that they tell what they do, None for standard error.
     """
 
     data: Path
@@ -25,6 +27,8 @@ class ServiceConfig:
     devices: tuple[str, ...] = ("auto",)
     threads: int | None = None
     niceness: int = 10
+    lease: float = LEASE
+    log: Path | None = None
 
 
 def lora_files(folder: Path | None) -> dict[str, Path]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from framepack.errors import FramePackError, InputError
 
+LEASE = 15.0
+"""Seconds without a word after which a worker is taken for dead."""
+
 
 class Status(StrEnum):
     """OpenAI's four, and two of our own: ``paused`` and ``cancelled``."""

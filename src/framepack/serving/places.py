@@ -51,6 +51,13 @@ class JobFolder:
         """Bytes of all files in it; those that share their bytes with another job's count in both."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
+    def begin_anew(self) -> None:
+        """Remove all that was made; what it is made from stays."""
+        for file in (self.video, self.video.with_suffix(".json")):
+            file.unlink(missing_ok=True)
+        for made in (self.run, self.path / "previews"):
+            shutil.rmtree(made, ignore_errors=True)
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -32,6 +32,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from framepack.errors import FramePackError, InputError, first_line
 from framepack.serving.jobs import (
     ENDED,
+    LEASE,
     Job,
     Lease,
     LeaseLost,
@@ -45,8 +46,6 @@ from framepack.serving.jobs import (
 from framepack.serving.migrate import migrate
 from framepack.serving.tables import jobs, workers
 
-LEASE = 15.0
-"""Seconds without a word after which a worker is taken for dead."""
 DEATHS = 3
 """Workers that may end over one job before it comes further; then it is the job's fault."""
 BUSY = 30

@@ -81,14 +81,16 @@ class Worker:
         self.places = ServiceFolder(config.data)
         self._loaded: _Loaded | None = None
 
-    def run(self) -> None:
-        """Work until it is to stop."""
-        greeted = 0.0
-        while not self.stop():
+    def run(self, idle: float = float("inf")) -> None:
+        """Work until it is to stop, or until there was no work for ``idle`` seconds."""
+        greeted, busy = 0.0, time.monotonic()
+        while not self.stop() and time.monotonic() - busy < idle:
             if time.monotonic() - greeted > self.store.lease_seconds / 3:
                 insist(lambda: self.store.greet(self.name, self.about()), within=float("inf"))
                 greeted = time.monotonic()
-            if not self.once():
+            if self.once():
+                busy = time.monotonic()
+            else:
                 time.sleep(POLL)
 
     def once(self) -> bool:
@@ -153,7 +155,12 @@ class Worker:
         held = self._loaded.bundle if self._loaded is not None and self._loaded.offer == offer else None
         if held is None:
             self._loaded = None  # before the next one is loaded: two may not fit
-        run = prepare(request, held)
+        try:
+            run = prepare(request, held)
+        except RunConflictError:
+            # Begun on another device or in another precision: nothing of that can be gone on with here.
+            folder.begin_anew()
+            run = prepare(request, held)
         self._loaded = _Loaded(offer, run.bundle)
         if job.redo is not None and not edited(folder.run):
             redo = job.redo
@@ -219,12 +226,19 @@ def _serve(config: ServiceConfig, name: str, device: str, *ending: signal.Signal
     ended: list[int] = []
     for number in ending:
         signal.signal(number, lambda number, frame: ended.append(number))
+    labour(config, name, device, lambda: bool(ended))
+
+
+def labour(
+    config: ServiceConfig, name: str, device: str, stop: Callable[[], bool], idle: float = float("inf")
+) -> None:
+    """One worker's life in this process, see ``Worker``. Raises FramePackError: no store."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", filename=config.log)
     log.setLevel(logging.INFO)
-    store = JobStore(config.store)
+    store = JobStore(config.store, lease=config.lease)
     try:
-        Worker(store, config, name, device, lambda: bool(ended)).run()
+        Worker(store, config, name, device, stop).run(idle)
     finally:
         store.close()
