@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,18 @@ from typer.testing import CliRunner
 
 from framepack.cli import app
 from framepack.errors import InputError
+from framepack.generation import placement
 from framepack.generation.placement import Turns, in_turns, layer_by_layer, place, stored
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import latents_of
+from framepack.generation.selection import select
 from framepack.models.bundle import Bundle
 from framepack.models.loading import load_bundle
+from framepack.resources.estimate import Estimate, estimate
+from framepack.resources.fitting import RESERVE
 from framepack.resources.hollow import find_architecture
+from framepack.resources.machine import GB
 from framepack.resources.policy import POLICIES
 from framepack.resources.tally import bytes_of
 from framepack.resources.weights import weigh
@@ -131,22 +137,31 @@ def test_a_policy_does_what_its_name_says(model):
         place(replace(load_bundle(str(model))), POLICIES["layers-tiled"], torch.device("mps"))
 
 
-def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(monkeypatch):
-    from framepack.generation import placement
-    from framepack.generation.selection import select
-    from framepack.models.variants import VARIANTS
+def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(model, monkeypatch):
+    request = GenerateRequest(model=str(model), prompt="a ball", seconds=1, memory="auto", untrained=True)
+    selection = select(request, find_architecture(str(model)).spec)
+    counted: list[Estimate] = []
 
-    request = GenerateRequest(model="base", prompt="a ball", size="832x480", memory="auto", untrained=True)
-    selection = select(request, VARIANTS["base"].spec())
-    told = {}
-    monkeypatch.setattr("framepack.resources.estimate.system_memory", lambda: 64 * 10**9)
-    for there in (80, 24, 6):
-        monkeypatch.setattr(placement, "device_memory", lambda device, there=there: there * 1e9)
-        told[there] = placement.policy_for(request, selection, torch.device("cuda")).name
-    assert told[80].startswith("full") and told[6] == "layers-tiled" and told[24] != told[80]
-    monkeypatch.setattr(placement, "device_memory", lambda device: 1e9)
-    with pytest.raises(InputError, match=r"at 832x480 needs .* GB of the GPU .*; here are 1\.0 GB and 64\.0"):
-        placement.policy_for(request, selection, torch.device("cuda"))
+    def once(model: str, *, memory: float, **options: Any) -> Estimate:
+        """What fits is all that another memory changes."""
+        if not counted:
+            counted.append(estimate(model, memory=memory, **options))
+        choices = [replace(c, fits=c.device / GB + RESERVE <= memory) for c in counted[0].choices]
+        return replace(counted[0], memory=memory * GB, choices=tuple(choices))
+
+    def chosen(room: float) -> str:
+        monkeypatch.setattr(placement, "device_memory", lambda device: room + RESERVE * GB)
+        return placement.policy_for(request, selection, torch.device("cuda")).name
+
+    monkeypatch.setattr("framepack.resources.estimate.estimate", once)
+    assert chosen(1e12) == "full"
+    needs = {choice.policy.name: choice.device for choice in counted[0].choices}
+    plain = {name: need for name, need in needs.items() if POLICIES[name].storage is None}
+    assert chosen(needs["full"] + 1) == "full" and chosen(needs["full"] - 1) != "full"
+    least = min(plain, key=plain.__getitem__)
+    assert chosen(plain[least] + 1) in [name for name, need in plain.items() if need <= plain[least] + 1]
+    with pytest.raises(InputError, match=r"needs 0\.0 GB of the GPU .*; here are 0\.5 GB and"):
+        chosen(min(needs.values()) - 1)
     assert placement.policy_for(request, selection, CPU).name == "full"
 
 
