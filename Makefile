@@ -39,8 +39,9 @@ demo-long: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/framepack serve $(ARGS)
 
+# One thread each: the models of tests are tiny, and gain nothing from a second.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -162,7 +162,8 @@ def test_each_latent_is_decoded_once_and_few_at_a_time(tmp_path: Path) -> None:
         if isinstance(event, Decoding) and event.frame:
             break
     running.close()
-    assert sum(x.shape[2] for x in seen) <= 2 * CHUNK < FRAMES, "it stops while decoding too"
+    # A stream is an event ahead, and the next chunk may have been begun before it was closed.
+    assert sum(x.shape[2] for x in seen) <= 3 * CHUNK < FRAMES, "it stops while decoding too"
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
     seen.clear()
     list(job(tmp_path, bundle).events())

@@ -42,7 +42,7 @@ class Budget:
 
 
 BUDGETS: dict[str, Budget] = {
-    # 20 and 90 minutes on two CPU cores for the suite of rivals.
+    # About 20 and 100 minutes on two CPU cores for the suite of rivals.
     "quick": Budget(samples=640, cached=128, clips=8, revisits=4),
     "reduced": Budget(samples=4000, cached=384, clips=40, revisits=16),
     # For a GPU.

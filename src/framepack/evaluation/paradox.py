@@ -77,6 +77,7 @@ def _label(figure: Figure, axes: Axes, points: Floats, bars: Floats, names: Sequ
 
     points: (N, 2). bars: (M, 4), left, low, right and top of each.
     """
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -95,6 +96,8 @@ def _label(figure: Figure, axes: Axes, points: Floats, bars: Floats, names: Sequ
             fontsize=LETTERS,
             color=INK,
             parse_math=False,
+            # Readable across the bars of others.
+            path_effects=[withStroke(linewidth=3, foreground="white", alpha=0.85)],
         )
         size = text.get_window_extent(renderer)
         wide, high = size.width, size.height
