@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,18 @@ def test_there_are_as_many_actors_as_jobs(tmp_path: Path, cluster: Any) -> None:
 
 
 @needs_ray
+def test_what_no_machine_can_hold_is_refused(tmp_path: Path, cluster: Any) -> None:
+    place = Place(tmp_path)
+    for config, said in (
+        (replace(place.config, threads=64), "no machine of Ray's cluster has 64 cores"),
+        (replace(place.config, devices=("cuda:1",)), "device 'cuda:1': Ray places workers by itself"),
+    ):
+        with pytest.raises(InputError, match=said):
+            RayEngine(place.store, config, 0, address=cluster.address).start()
+    place.store.close()
+
+
+@needs_ray
 def test_a_machine_that_goes_takes_nothing_along(tmp_path: Path, cluster: Any) -> None:
     """It is removed in the middle of a job, which ends on the other, of the same latents as undisturbed."""
     there = Place(tmp_path / "service")
@@ -202,12 +215,4 @@ def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match=r"not installed.*pip install") as told:
         engine.start()
     assert "\n" not in str(told.value) and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    place.store.close()
-
-
-def test_ray_places_workers_by_itself(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    config = ServiceConfig(data=tmp_path, store=place.config.store, devices=("cuda:1",))
-    with pytest.raises(InputError, match="device 'cuda:1': Ray places workers by itself"):
-        RayEngine(place.store, config, 1).start()
     place.store.close()

@@ -179,7 +179,12 @@ class RayEngine:
             )
         self._needs, threads, fit = placed([node["Resources"] for node in nodes], device, self.config.threads)
         self.config = replace(self.config, threads=threads)
-        self.most = max(self.least, 1, fit if self.most is None else self.most)
+        if not fit and self.most is None:
+            raise InputError(
+                f"no machine of Ray's cluster has {threads} cores: give fewer --threads, or --max-workers where "
+                "the cluster can grow"
+            )
+        self.most = max(self.least, fit if self.most is None else self.most)
 
     def _watch(self) -> None:
         while not self._end.is_set():
