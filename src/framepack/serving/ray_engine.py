@@ -181,8 +181,8 @@ class RayEngine:
         self.config = replace(self.config, threads=threads)
         if not fit and self.most is None:
             raise InputError(
-                f"no machine of Ray's cluster has {threads} cores: give fewer --threads, or --max-workers where "
-                "the cluster can grow"
+                f"no machine of Ray's cluster has {threads} cores: give fewer --threads, or "
+                "--max-workers where the cluster can grow"
             )
         self.most = max(self.least, fit if self.most is None else self.most)
 
