@@ -20,7 +20,7 @@ from framepack.serving.config import ServiceConfig
 from framepack.serving.engines import ENGINES, Staff
 from framepack.serving.jobs import Job, NewJob, Status, new_id
 from framepack.serving.places import ServiceFolder
-from framepack.serving.ray_engine import INSTALL, QUIET, RayEngine, placed
+from framepack.serving.ray_engine import ENVIRONMENT, INSTALL, RayEngine, placed
 from framepack.serving.store import JobStore
 from framepack.serving.worker import Worker
 
@@ -80,7 +80,7 @@ def until(wanted: Callable[[], Any], what: Callable[[], Any]) -> Any:
 def cluster() -> Iterator[Any]:
     """Ray with a head that has one core; nothing of it is heard of outside."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
@@ -208,7 +208,7 @@ def test_actors_take_a_gpu_each_where_there_are_any(
 
 def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in QUIET:
+    for name in ENVIRONMENT:
         monkeypatch.setenv(name, "changed")
     place = Place(tmp_path)
     engine = ENGINES["ray"](place.store, place.config, Staff())
