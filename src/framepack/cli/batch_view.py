@@ -73,9 +73,8 @@ class Watch:
         if found.new and (found.done or found.kept or found.dropped):
             self._print(f"new: {_named(found.new)}")
         if found.dropped:
-            self._print(
-                f"no longer in the list, kept in {escape(str(self.folder / 'dropped'))}: {_named(found.dropped)}"
-            )
+            away = escape(str(self.folder / "dropped"))
+            self._print(f"no longer in the list, kept in {away}: {_named(found.dropped)}")
         self.bars.start()
         self.all = self.bars.add_task("videos", total=total, completed=self.there, note=self._count())
 
