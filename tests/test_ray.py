@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -32,7 +33,6 @@ needs_ray = pytest.mark.skipif(
 PROMPTS = [
     "A red heart moves right over green hills.",
     "A blue star moves up over snow.",
-    "A yellow circle moves left over lavender fields.",
 ]
 ASKED = {"seconds": 8.0, "steps": 1, "guidance": 1.0, "seed": 5}
 LEASE = 6.0
@@ -146,8 +146,10 @@ def test_a_machine_that_goes_takes_nothing_along(tmp_path: Path, cluster: Any) -
         processes = {name: about["process"] for name, about in there.store.workers().items()}
         for job in there.store.listed(statuses=[Status.RUNNING]):
             process = processes.get(job.worker or "")
-            if process and _parent(process) == raylet and job.progress.get("section", 0) > 0:
-                return job
+            if process and _parent(process) == raylet:
+                return job if job.progress.get("section", 0) > 0 else None
+        if not there.store.counts()[Status.QUEUED]:  # the other node was faster: there is always one for it
+            names.append(there.ask(Asked(prompt=PROMPTS[len(names) % 2], **ASKED)))
         return None
 
     try:
@@ -160,7 +162,7 @@ def test_a_machine_that_goes_takes_nothing_along(tmp_path: Path, cluster: Any) -
         engine.close()
     assert not Path(f"/proc/{process}").exists()
     jobs = [there.store.get(name) for name in names]
-    assert [job.status for job in jobs] == [Status.COMPLETED] * 3, [job.error for job in jobs]
+    assert [job.status for job in jobs] == [Status.COMPLETED] * len(names), [job.error for job in jobs]
     again = there.store.get(taken.id)
     assert again.attempt > taken.attempt and again.progress["kept"] >= 1
 
@@ -169,7 +171,7 @@ def test_a_machine_that_goes_takes_nothing_along(tmp_path: Path, cluster: Any) -
     worker = Worker(plain.store, plain.config, "plain", "cpu")
     while worker.once():
         pass
-    for name, original in zip(names, originals, strict=True):
+    for name, original in zip(names, itertools.cycle(originals), strict=False):
         latents = there.latents(name)
         assert latents == plain.latents(original) and len(latents) > 2
         _, records, _ = read_log(there.places.job(name).run)
