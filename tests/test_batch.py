@@ -22,7 +22,7 @@ from framepack.errors import FramePackError, InputError, OutputError
 from framepack.serving import engines
 from framepack.serving.batch import Batch, Video, carry_out, check, read_batch, videos_of
 from framepack.serving.config import ServiceConfig
-from framepack.serving.jobs import Job, Status
+from framepack.serving.jobs import Job, Status, Wish
 from framepack.serving.places import ServiceFolder
 from framepack.serving.progress import Progress
 from framepack.serving.rows import NAMES, read_rows
@@ -360,6 +360,24 @@ def test_what_waits_and_is_no_longer_wanted_is_not_made(tmp_path: Path, out: Pat
     }
     store.close()
     assert made(prompts(tmp_path, STAR, HEART), out)[1] == [HEART]
+
+
+def test_what_is_wanted_again_in_time_is_not_cancelled(tmp_path: Path, out: Path) -> None:
+    """Its worker was killed, so that nobody has heard that it was no longer wanted."""
+    config = config_of(out)
+
+    def begun(*texts: str) -> list[Job]:
+        batch = Batch(read_batch(prompts(tmp_path, *texts), QUICK, config, 0), config, out)
+        batch.begin()
+        batch.store.lease("killed")
+        found = batch.store.queue()
+        batch.close()
+        return found
+
+    (job,) = begun(HEART)
+    assert job.status is Status.RUNNING and job.wish is None
+    assert {job.prompt: job.wish for job in begun(STAR)} == {HEART: Wish.CANCEL, STAR: None}
+    assert {job.prompt: job.wish for job in begun(HEART)} == {HEART: None, STAR: Wish.CANCEL}
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, out: Path) -> None:

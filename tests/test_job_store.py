@@ -315,6 +315,12 @@ def test_workers_are_known_while_they_are_heard_of(store: JobStore) -> None:
     store.greet("w", {"threads": 1})
     store.greet("w", {"threads": 2})
     assert store.workers() == {"w": {"threads": 2}}
+    store.add(new())
+    lease, _ = taken(store)
+    for _ in range(3):  # one that is busy says nothing but that
+        time.sleep(SHORT * 0.5)
+        store.renew(lease)
+    assert store.workers() == {"w": {"threads": 2}}
     time.sleep(SHORT * 1.2)
     assert store.workers() == {}
 

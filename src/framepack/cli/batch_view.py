@@ -69,11 +69,12 @@ class Watch:
         ]
         # Of a folder that was empty all are new.
         told = f": {', '.join(parts)}" if len(parts) > 1 or found.dropped or not found.new else ""
-        self._print(f"[bold]{total} videos[/]{told}")
+        self._print(f"[bold]{total} video{'s' * (total != 1)}[/]{told}")
         if found.new and (found.done or found.kept or found.dropped):
             self._print(f"new: {_named(found.new)}")
         if found.dropped:
-            self._print(f"no longer in the list, kept in {self.folder / 'dropped'}: {_named(found.dropped)}")
+            away = escape(str(self.folder / "dropped"))
+            self._print(f"no longer in the list, kept in {away}: {_named(found.dropped)}")
         self.bars.start()
         self.all = self.bars.add_task("videos", total=total, completed=self.there, note=self._count())
 

@@ -159,7 +159,7 @@ def check(videos: Sequence[Video], config: ServiceConfig) -> None:
         for video in videos:
             with tempfile.TemporaryDirectory(prefix="framepack-batch-") as folder:
                 try:
-                    service.cost(_prepared(video, service, Path(folder)), Path(folder))
+                    service.cost(_prepared(video, service, Path(folder))[0], Path(folder))
                 except InputError as error:
                     faults.append(f"line {video.row.line}: {str(error).replace(f'{folder}/', '')}")
     finally:
@@ -169,15 +169,11 @@ def check(videos: Sequence[Video], config: ServiceConfig) -> None:
         raise InputError(f"{faults[0]}{more}; nothing was begun")
 
 
-def _prepared(video: Video, service: Service, folder: Path) -> Asked:
-    """What a row asks for, with its files in a folder. Raises InputError."""
+def _prepared(video: Video, service: Service, folder: Path) -> tuple[Asked, Mapping[str, Path]]:
+    """What a row asks for, and its files: pictures in a folder, clips where they are. Raises InputError."""
     row = video.row
     received = Received(row.video.model_copy(update={"seed": video.seed}), folder, dict(row.files))
-    asked = received.asked(service)
-    for name, file in received.files.items():
-        if file.parent != folder:  # a clip of the user's, which stays where it is
-            shutil.copyfile(file, folder / name)
-    return asked
+    return received.asked(service), received.files
 
 
 class Batch:
@@ -276,7 +272,8 @@ class Batch:
             # Failed before, or not wanted for a while: what there is of it is gone on with.
             self.store.wish(video.id, Wish.DELETE)
             self._add(video)
-        elif job.status is Status.PAUSED:
+        elif job.status is Status.PAUSED or job.wish is not None:
+            self.store.wish(video.id, Wish.PAUSE)  # in place of whatever was wished
             self.store.resume(video.id)
         return "kept"
 
@@ -284,7 +281,12 @@ class Batch:
         folder = self._folder(video.id).path
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            asked = _prepared(video, self.service, folder)
+            asked, files = _prepared(video, self.service, folder)
+            for name, file in files.items():
+                if file.parent != folder:
+                    shutil.copyfile(file, folder / name)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(
                 f"'{folder}' cannot be written ({error.strerror}): give another --out"

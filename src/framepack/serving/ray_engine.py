@@ -34,14 +34,15 @@ IDLE = 30.0
 """Seconds without work after which an actor that is not of the fewest ends."""
 OBJECTS = 80 * 2**20
 """Bytes of Ray's own store of objects, about the least that it takes: nothing goes through it here."""
-QUIET = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_METRICS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
 }
-"""Nothing is sent anywhere, and nothing said that is not of the service."""
+"""Nothing is sent anywhere, nothing said that is not of the service, and workers are as nice as it says."""
 
 
 class RayWorker:
@@ -120,7 +121,7 @@ class RayEngine:
         device = self.config.devices[0]
         if device not in ("auto", "cpu", "cuda"):
             raise InputError(f"device '{device}': Ray places workers by itself, give auto, cpu or cuda")
-        os.environ.update(QUIET)
+        os.environ.update(ENVIRONMENT)
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -179,7 +180,12 @@ class RayEngine:
             )
         self._needs, threads, fit = placed([node["Resources"] for node in nodes], device, self.config.threads)
         self.config = replace(self.config, threads=threads)
-        self.most = max(self.least, 1, fit if self.most is None else self.most)
+        if not fit and self.most is None:
+            raise InputError(
+                f"no machine of Ray's cluster has {threads} cores: give fewer --threads, or "
+                "--max-workers where the cluster can grow"
+            )
+        self.most = max(self.least, fit if self.most is None else self.most)
 
     def _watch(self) -> None:
         while not self._end.is_set():

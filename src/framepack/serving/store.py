@@ -275,7 +275,8 @@ class JobStore:
             LeaseLost: the job is no longer this worker's.
         """
         with self._writing() as db:
-            values: dict[str, Any] = {"leased_until": self._now(db) + self.lease_seconds}
+            now = self._now(db)
+            values: dict[str, Any] = {"leased_until": now + self.lease_seconds}
             if progress is not None:
                 values |= {"progress": progress, "version": jobs.c.version + 1}
             if further:
@@ -283,6 +284,7 @@ class JobStore:
             changed = update(jobs).where(_mine(lease)).values(values)
             if db.execute(changed).rowcount != 1:
                 raise LeaseLost(lease.job)
+            db.execute(update(workers).where(workers.c.id == lease.worker).values(seen=now))
             told = db.scalar(select(jobs.c.wish).where(jobs.c.id == lease.job))
         return None if told is None else Wish(told)
 
