@@ -45,6 +45,8 @@ BEGIN = """
 import(new URL("page/studio.js", document.baseURI)).then((studio) => studio.begin(element, trigger));
 // trigger("reuse", ...) is what studio.js does with a video whose settings are wanted again.
 """
+ANOTHER = "() => Math.floor(Math.random() * 2 ** 31)"
+REUSED = "() => window.framepack.reused()"
 SAVE = "(...values) => [values]"
 
 
@@ -100,7 +102,7 @@ class Form:
     # Its parts ---------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        say, parts = self._say, self.parts
+        say = self._say
         with gr.Blocks(title=WORDS["title"][0], analytics_enabled=False, delete_cache=(HOUR, DAY)) as page:
             self.page = page
             kept = gr.BrowserState(None, storage_key="framepack-form", secret="framepack-form")
@@ -115,9 +117,10 @@ class Form:
                     with gr.Accordion(say("read_back"), open=False, elem_id="read-back"):
                         gr.Markdown(say("read_back_how"), elem_classes="hint")
                         dropped = gr.File(show_label=False, file_types=[".mp4"], height=110)
+                        note = gr.HTML("", elem_id="note")
                 with gr.Column(scale=7, min_width=300, elem_id="see"):
                     studio = gr.HTML('<div id="studio"></div>', js_on_load=BEGIN, elem_id="studio-block")
-            self._events(kept, cost, start, dropped, studio)
+            self._events(kept, cost, start, dropped, note, studio)
 
     def _what(self) -> None:
         say, parts = self._say, self.parts
@@ -136,7 +139,7 @@ class Form:
             rows = []
             for row in range(SCENES):
                 with gr.Row(visible=row == 0, elem_classes="scene") as line:
-                    parts[f"at_{row}"] = gr.Number(label=say("from_second"), scale=2, min_width=90)
+                    parts[f"at_{row}"] = gr.Number(label=say("from_second"), scale=3, min_width=120)
                     parts[f"then_{row}"] = gr.Textbox(label=say("then"), lines=1, scale=7, min_width=180)
                 rows.append(line)
             self._adding(("at_", "then_"), say("add_scene"), rows)
@@ -146,7 +149,7 @@ class Form:
             rows = []
             for row in range(KEYFRAMES):
                 with gr.Row(visible=row == 0, elem_classes="scene") as line:
-                    parts[f"key_at_{row}"] = gr.Number(label=say("at_second"), scale=2, min_width=90)
+                    parts[f"key_at_{row}"] = gr.Number(label=say("at_second"), scale=3, min_width=120)
                     parts[f"key_image_{row}"] = _picture(say("keyframe"), 140, f"key-image-{row}", scale=7)
                 rows.append(line)
             self._adding(("key_at_", "key_image_"), say("add_keyframe"), rows)
@@ -208,7 +211,7 @@ class Form:
 
     # What happens ------------------------------------------------------------------------------------------
 
-    def _events(self, kept: Any, cost: Any, start: Any, dropped: Any, studio: Any) -> None:
+    def _events(self, kept: Any, cost: Any, start: Any, dropped: Any, note: Any, studio: Any) -> None:
         names, inputs = list(self.parts), list(self.parts.values())
         filled = [*inputs, *self.lora_lines, *(part for rows in self.rows for part in rows.outputs)]
         page = self.page
@@ -248,17 +251,15 @@ class Form:
         def read_back(request: gr.Request, file: str | None) -> list[Any]:
             said = words(_language(request))
             if file is None:
-                return [gr.skip() for _ in filled]
+                return [gr.skip() for _ in (*filled, note)]
             settings = read_comment(Path(file))
             with _refusing(said):
                 try:
                     values = of_settings(settings, self.service)
                 except FramePackError as error:
                     raise InputError(said["no_settings"]) from error
-            gr.Info(said["was_read"])
-            if needs_files(settings):
-                gr.Warning(said["pictures_again"])
-            return self._filled(values, said)
+            told = [said["was_read"], *([said["pictures_again"]] if needs_files(settings) else [])]
+            return [*self._filled(values, said), f'<p role="status">{html.escape(" ".join(told))}</p>']
 
         def reused(request: gr.Request, event: gr.EventData) -> list[Any]:
             said = words(_language(request))
@@ -267,7 +268,6 @@ class Form:
                 asked = Asked.from_json(job.asked)
                 folder = self.service.places.job(job.id).path
                 values = of_asked(asked, folder, self.service.about(asked.model))
-            gr.Info(said["was_reused"])
             return self._filled(values, said)
 
         told = [self.parts[name] for name in names if name not in ("prompt", "negative_prompt")]
@@ -281,8 +281,8 @@ class Form:
             None, js="() => window.framepack.started()", api_visibility="private"
         )
         self.parts["model"].input(modelled, self.parts["model"], filled, **QUIET)
-        dropped.upload(read_back, dropped, filled, **QUIET)
-        studio.reuse(reused, None, filled, **QUIET)
+        dropped.upload(read_back, dropped, [*filled, note], **QUIET)
+        studio.reuse(reused, None, filled, **QUIET).success(None, js=REUSED, api_visibility="private")
 
     def _cost(self, sent: Any) -> Cost:
         asked = sent.asked(self.service)

@@ -94,7 +94,7 @@ class Page:
         try:
             app = await asyncio.shield(self._there)
         except ModuleNotFoundError as error:
-            told = f"the page needs a package that is not installed ({error.name}): pip install 'framepack-ai[serve]'\n"
+            told = f"the page needs {error.name}, which is not installed: pip install 'framepack-ai[serve]'\n"
             return await PlainTextResponse(told, 503)(scope, receive, send)
         except Exception:
             told = "the page cannot be shown: the service's log says more; the API is at /v1\n"

@@ -42,7 +42,7 @@ def page_router(service: Service, sessions: Sessions, tokens: Tokens) -> APIRout
 
     @routes.get("/page/jobs")
     def jobs(client: Client, request: Request) -> Response:
-        """As in ``GET /v1/videos``, with places in the queue and what is wished; 304 if nothing has changed."""
+        """As in ``GET /v1/videos``, with places in the queue and what is wished; 304 if all is as it was."""
         found = service.store.listed(client, limit=NEWEST)
         told = hashlib.sha256(repr([(job.id, job.version) for job in found]).encode()).hexdigest()[:32]
         tag = f'"{told}"'

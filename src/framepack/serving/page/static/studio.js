@@ -38,7 +38,8 @@ export function begin(element, fire) {
     history,
     more,
   );
-  // Called by the form when it has had a video made.
+  // Called by the form, when it has taken over settings and when it has had a video made.
+  window.framepack.reused = () => tell(say("was_reused"));
   window.framepack.started = async () => {
     tell(say("was_started"));
     await look();
