@@ -16,7 +16,7 @@ from framepack.serving.clients import Tokens
 from framepack.serving.worker import Worker
 from service_site import Site
 
-PATIENCE = 240.0
+PATIENCE = 120.0
 
 
 @contextmanager

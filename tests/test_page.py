@@ -1,4 +1,4 @@
-"""The page in a real browser: a video from a picture, the queue, sections made again; and what it stands on."""
+"""The page in a real browser: a video from a picture, the queue, a section made again; and its parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 DRIVER = all(importlib.util.find_spec(name) for name in ("playwright", "gradio"))
 VIDEO = "document.querySelector('#stage video')"
 
-# What it stands on ---------------------------------------------------------------------------------------------
+# What it stands on --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_example_is_the_demo() -> None:
     assert (PAGE / "static" / "demo.png").read_bytes() == DEMO.read_bytes()
 
 
-# Who may look --------------------------------------------------------------------------------------------------
+# Who may look -------------------------------------------------------------------------------------------
 
 
 def test_browsers_sign_in_and_programs_are_told(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_news_are_told_once(tmp_path: Path) -> None:
     site.store.close()
 
 
-# In a browser --------------------------------------------------------------------------------------------------
+# In a browser -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

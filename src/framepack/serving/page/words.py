@@ -61,7 +61,6 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "auto": ("automatic", "自動", "自动"),
     "method": ("Method", "方式", "方法"),
     "seed": ("Seed", "シード", "种子"),
-    "random": ("Another seed", "別のシードにする", "换一个种子"),
     "steps": ("Steps", "ステップ数", "步数"),
     "guidance": ("Guidance", "ガイダンス", "引导强度"),
     "more": ("More settings", "その他の設定", "更多设置"),
