@@ -341,6 +341,8 @@ def test_what_can_be_done_with_a_finished_video(browser, working: tuple[Site, st
 
     page.click(f"#history [data-video={second.id}]")
     page.click("#stage button[name=extend]")
+    assert page.input_value("dialog [name=prompt]") == "", "its times are those of the first part"
+    page.fill("dialog [name=prompt]", "It rests.")
     page.fill("dialog [name=seconds]", "1")
     page.click("dialog [type=submit]")
     page.wait_for_selector(f"#stage:not([data-video={second.id}])[data-status=completed]")
@@ -396,9 +398,9 @@ def test_a_queue_that_is_put_in_order(browser, tmp_path: Path) -> None:
         assert page.locator("text=undefined").count() == page.locator("text=__i18n__").count() == 0
 
         # What cannot be made is told in a line, before and after the button.
-        fill(page, seconds=0)
+        fill(page, seconds=99999)
         page.wait_for_selector("#cost .wrong")
-        assert "ask for more" in page.inner_text("#cost") and "Traceback" not in page.content()
+        assert "at most 86,400" in page.inner_text("#cost") and "Traceback" not in page.content()
         broken = tmp_path / "broken.png"
         broken.write_bytes(picture()[:60])
         fill(page, seconds=2)

@@ -267,7 +267,7 @@ class Service:
         }
 
     def method_named(self, model: str, method: object) -> str | None:
-        """The name that a model has for a method, given as ``Method.to_json`` writes it; None: it has none."""
+        """A model's name for a method, given as ``Method.to_json`` writes it; None: it has none."""
         methods = self._source(model).spec.methods
         return next((name for name, known in methods.items() if known.to_json() == method), None)
 

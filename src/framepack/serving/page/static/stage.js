@@ -301,12 +301,14 @@ export async function act(name, job, section) {
     return call("POST", `videos/${job.id}/redo`, asked);
   }
   if (name === "extend") {
+    // Times in a text count from the start of the whole video: those of the first part mean nothing later.
+    const value = /\[\s*\d/.test(job.prompt) ? "" : job.prompt;
     const values = await ask({
       title: say("extend"),
       how: say("extend_how"),
       yes: say("begin"),
       fields: [
-        { name: "prompt", label: say("prompt"), rows: 3, value: job.prompt, required: true },
+        { name: "prompt", label: say("prompt"), rows: 3, value, required: true },
         { name: "seconds", label: say("more_seconds"), type: "number", min: 0.1, step: "any", value: 4, required: true },
       ],
     });
