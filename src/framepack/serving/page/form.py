@@ -294,7 +294,7 @@ class Form:
     def _filled(self, values: Mapping[str, Any], said: Mapping[str, str]) -> list[Any]:
         """Updates of all parts: the values that are given, and what can be chosen of the model."""
         offers = list(self.service.config.offers)
-        model = values.get("model") if values.get("model") in offers else offers[0]
+        model = values["model"] if values.get("model") in offers else offers[0]
         about = self.service.about(model)
         loras = list(lora_files(self.service.config.loras))
         choices = {

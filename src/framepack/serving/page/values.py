@@ -95,10 +95,11 @@ def written(values: Mapping[str, Any]) -> str:
     cues = []
     for row in range(SCENES):
         then, at = (values.get(f"then_{row}") or "").strip(), values.get(f"at_{row}")
-        if then and at is None:
+        if not then:
+            continue
+        if at is None:
             raise InputError(f"scene {row + 1} has no time: give the second from which it holds")
-        if then:
-            cues.append(Cue(at=at, prompt=then))
+        cues.append(Cue(at=at, prompt=then))
     if not cues:
         return prompt
     first = read_prompt(prompt)
