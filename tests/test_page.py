@@ -407,7 +407,8 @@ def test_a_queue_that_is_put_in_order(browser, tmp_path: Path) -> None:
         page.set_input_files("#image input[type=file]", broken)
         page.wait_for_function("document.querySelector('#cost .wrong')?.innerText.includes('damaged')")
         page.click("#start")
-        page.get_by_text(words("ja")["refused"]).wait_for()
+        page.wait_for_selector("#cost .refused")
+        assert page.inner_text("#cost").startswith(words("ja")["refused"] + ": ")
         assert len(site.store.listed()) == 3 and "/work" not in page.inner_text("body")
         close(page, address)
 

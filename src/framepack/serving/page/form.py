@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 
-from framepack.errors import FramePackError, InputError
+from framepack.errors import FramePackError
 from framepack.serving.asked import Asked
 from framepack.serving.config import lora_files
 from framepack.serving.page.values import (
@@ -47,6 +47,9 @@ import(new URL("page/studio.js", document.baseURI)).then((studio) => studio.begi
 """
 ANOTHER = "() => Math.floor(Math.random() * 2 ** 31)"
 REUSED = "() => window.framepack.reused()"
+REFUSED = "refused"
+"""Class of the line that says so."""
+STARTED = f"(told) => {{ if (!told.includes('wrong {REFUSED}')) window.framepack.started(); }}"
 SAVE = "(...values) => [values]"
 
 
@@ -228,14 +231,17 @@ class Form:
                 with received(dict(zip(names, given, strict=True))) as sent:
                     found = self._cost(sent)
             except FramePackError as error:
-                return f'<p class="wrong" role="status">{html.escape(str(error))}</p>'
+                return _wrong(str(error))
             return f'<p role="status">{"<br>".join(map(html.escape, _told(found, said)))}</p>'
 
-        def begun(request: gr.Request, *given: Any) -> None:
-            said = words(_language(request))
-            with _refusing(said), received(dict(zip(names, given, strict=True))) as sent:
-                asked = sent.asked(self.service)
-                self.service.submit(_client(request), asked, sent.files)
+        def begun(request: gr.Request, *given: Any) -> Any:
+            try:
+                with received(dict(zip(names, given, strict=True))) as sent:
+                    asked = sent.asked(self.service)
+                    self.service.submit(_client(request), asked, sent.files)
+            except FramePackError as error:
+                return _wrong(f"{words(_language(request))['refused']}: {error}", REFUSED)
+            return gr.skip()
 
         def opened(request: gr.Request, saved: Any) -> list[Any]:
             values = dict(zip(names, saved, strict=True)) if _fits(saved, names) else {}
@@ -253,11 +259,10 @@ class Form:
             if file is None:
                 return [gr.skip() for _ in (*filled, note)]
             settings = read_comment(Path(file))
-            with _refusing(said):
-                try:
-                    values = of_settings(settings, self.service)
-                except FramePackError as error:
-                    raise InputError(said["no_settings"]) from error
+            try:
+                values = of_settings(settings, self.service)
+            except FramePackError:
+                return [*(gr.skip() for _ in filled), _wrong(said["no_settings"])]
             told = [said["was_read"], *([said["pictures_again"]] if needs_files(settings) else [])]
             return [*self._filled(values, said), f'<p role="status">{html.escape(" ".join(told))}</p>']
 
@@ -277,9 +282,7 @@ class Form:
         gr.on([part.change for part in told] + [part.blur for part in texts], priced, inputs, cost, **latest)
         gr.on([part.change for part in inputs], None, inputs, kept, js=SAVE, api_visibility="private")
         page.load(opened, kept, filled, **QUIET).then(priced, inputs, cost, **QUIET)
-        start.click(begun, inputs, None, **QUIET).success(
-            None, js="() => window.framepack.started()", api_visibility="private"
-        )
+        start.click(begun, inputs, cost, **QUIET).success(None, cost, js=STARTED, api_visibility="private")
         self.parts["model"].input(modelled, self.parts["model"], filled, **QUIET)
         dropped.upload(read_back, dropped, [*filled, note], **QUIET)
         studio.reuse(reused, None, filled, **QUIET).success(None, js=REUSED, api_visibility="private")
@@ -316,6 +319,11 @@ class Form:
             updates.append(gr.update(**update) if update else gr.skip())
         updates += [gr.update(visible=bool(loras)) for _ in self.lora_lines]
         return updates + [update for rows in self.rows for update in rows.holding(values)]
+
+
+def _wrong(line: str, kind: str = "") -> str:
+    """A line that says what is wrong."""
+    return f'<p class="wrong {kind}" role="alert">{html.escape(line)}</p>'
 
 
 def _told(cost: Cost, said: Mapping[str, str]) -> list[str]:
