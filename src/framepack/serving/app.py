@@ -1,9 +1,10 @@
-"""The service over HTTP: the API, health, metrics and documentation, behind one guard."""
+"""The service over HTTP: page, API, health, metrics and documentation, behind one guard."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +20,8 @@ from framepack.serving.clients import Rate, Sessions, Tokens
 from framepack.serving.guard import Guard, fault
 from framepack.serving.jobs import NoSuchJob, QueueFull, WrongState
 from framepack.serving.monitor import Measured, Monitor
+from framepack.serving.page.mount import Page
+from framepack.serving.page.routes import page_router
 from framepack.serving.service import NoRoom, Service
 
 log = logging.getLogger("framepack.server")
@@ -54,15 +57,26 @@ def create_app(
     """
     tokens = tokens or Tokens({})
     monitor = Monitor(service)
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        page.begin()  # beside the API, which answers already
+        yield
+        await page.end()
+
     app = FastAPI(
         title="framepack",
         version=__version__,
         description="Long videos, made section by section. The video endpoints are OpenAI's.",
         redoc_url=None,
+        lifespan=living,
     )
     app.include_router(router(service))
     sessions = Sessions(tokens, service.config.data)
     app.state.sessions = sessions
+    app.include_router(page_router(service, sessions, tokens))
+    page = Page(service, app.router.default, tokens=bool(tokens.secrets))
+    app.router.default = page
 
     @app.get("/health", tags=["service"])
     def health() -> dict[str, object]:

@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from framepack.serving.clients import LOCAL, Rate, Sessions, Tokens
 
 COOKIE = "framepack_session"
-OPEN = ("/health", "/login")
+LOGIN = "/login"
+OPEN = ("/health", LOGIN)
 """What needs no token."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 SLOW = 30.0
@@ -56,6 +58,8 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         fault = self._fault(scope, headers)
+        if fault is not None and fault[0] == 401 and _reads(scope, headers):
+            return await RedirectResponse(LOGIN, 303)(scope, receive, send)
         if fault is not None:
             return await _refuse(scope, send, *fault)
         if scope["type"] == "websocket":
@@ -122,6 +126,11 @@ class _Body:
             if self._size > self._most:
                 raise HTTPException(413, f"a request has at most {self._most / 1e6:g} MB")
         return message
+
+
+def _reads(scope: Scope, headers: Headers) -> bool:
+    """Whether somebody looks at this in a browser."""
+    return scope.get("method") == "GET" and "text/html" in headers.get("accept", "")
 
 
 def _name(host: str) -> str:

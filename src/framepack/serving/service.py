@@ -266,6 +266,11 @@ class Service:
             "guidance": spec.guidance,
         }
 
+    def method_named(self, model: str, method: object) -> str | None:
+        """A model's name for a method, given as ``Method.to_json`` writes it; None: it has none."""
+        methods = self._source(model).spec.methods
+        return next((name for name, known in methods.items() if known.to_json() == method), None)
+
     def check_rate(self, model: str, fps: float | None) -> None:
         """Refuse a rate that a model does not have. Raises InputError."""
         own = self._source(model).spec.fps
