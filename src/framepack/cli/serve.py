@@ -71,6 +71,11 @@ Threads = Annotated[
     ),
 ]
 
+MaxSeconds = Annotated[
+    float,
+    typer.Option("--max-seconds", help="Longest video, and longest clip.", min=0.1, rich_help_panel=LIMITS),
+]
+
 
 def serve(
     host: Annotated[
@@ -108,9 +113,7 @@ def serve(
             "--token-file", help="File with a token a line.", show_default=False, rich_help_panel=ENTRY
         ),
     ] = None,
-    max_seconds: Annotated[
-        float, typer.Option("--max-seconds", help="Longest video.", min=0.1, rich_help_panel=LIMITS)
-    ] = 600.0,
+    max_seconds: MaxSeconds = 600.0,
     max_queued: Annotated[
         int,
         typer.Option(
@@ -154,7 +157,7 @@ def serve(
         raise InputError(
             f"{host} lets other machines in: give --token, {TOKENS} or --token-file, or leave --host out"
         )
-    config = _config(data, store, model, loras, memory, device, dtype, threads, max(1, workers))
+    config = _config(data, store, model, loras, memory, device, dtype, threads, max(1, workers), max_seconds)
     try:
         from framepack.evaluation.arena.server import listen
         from framepack.serving.app import create_app
@@ -198,12 +201,13 @@ def worker(
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    max_seconds: MaxSeconds = 600.0,
 ) -> None:
     """One more worker for a service, here or on another machine that has its folder and its store.
 
     The folder is shared by the same path or another one; models are given as to `framepack serve`.
     """
-    config = _config(data, store, model, loras, memory, device, dtype, threads, 1)
+    config = _config(data, store, model, loras, memory, device, dtype, threads, 1, max_seconds)
     try:
         from framepack.serving.worker import standing
     except ModuleNotFoundError as error:
@@ -222,6 +226,7 @@ def _config(
     dtype: str,
     threads: int | None,
     workers: int,
+    max_seconds: float,
 ) -> ServiceConfig:
     from framepack.serving.asked import Offer
     from framepack.serving.config import ServiceConfig
@@ -240,6 +245,7 @@ def _config(
         store=store or ServiceFolder(data).default_store,
         offers=offers,
         loras=loras.absolute(),
+        seconds=max_seconds,
         devices=tuple(devices or ("auto",)),
         threads=threads or max(1, (os.cpu_count() or 1) // workers),
     )
