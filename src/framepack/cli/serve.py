@@ -72,6 +72,11 @@ Threads = Annotated[
     ),
 ]
 
+MaxSeconds = Annotated[
+    float,
+    typer.Option("--max-seconds", help="Longest video, and longest clip.", min=0.1, rich_help_panel=LIMITS),
+]
+
 
 def serve(
     host: Annotated[
@@ -115,9 +120,7 @@ def serve(
             "--token-file", help="File with a token a line.", show_default=False, rich_help_panel=ENTRY
         ),
     ] = None,
-    max_seconds: Annotated[
-        float, typer.Option("--max-seconds", help="Longest video.", min=0.1, rich_help_panel=LIMITS)
-    ] = 600.0,
+    max_seconds: MaxSeconds = 600.0,
     max_queued: Annotated[
         int,
         typer.Option(
@@ -161,7 +164,9 @@ def serve(
         raise InputError(
             f"{host} lets other machines in: give --token, {TOKENS} or --token-file, or leave --host out"
         )
-    config = service_config(data, store, model, loras, memory, device, dtype, threads, max(1, workers))
+    config = service_config(
+        data, store, model, loras, memory, device, dtype, threads, max(1, workers), max_seconds
+    )
     try:
         from framepack.evaluation.arena.server import listen
         from framepack.serving.app import create_app
@@ -207,12 +212,13 @@ def worker(
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    max_seconds: MaxSeconds = 600.0,
 ) -> None:
     """One more worker for a service, here or on another machine that has its folder and its store.
 
     The folder is shared by the same path or another one; models are given as to `framepack serve`.
     """
-    config = service_config(data, store, model, loras, memory, device, dtype, threads, 1)
+    config = service_config(data, store, model, loras, memory, device, dtype, threads, 1, max_seconds)
     try:
         from framepack.serving.worker import standing
     except ModuleNotFoundError as error:
@@ -231,6 +237,7 @@ def service_config(
     dtype: str,
     threads: int | None,
     workers: int,
+    max_seconds: float,
 ) -> ServiceConfig:
     """A service as its options say. Raises InputError: two models of one name."""
     from framepack.serving.asked import Offer
@@ -250,6 +257,7 @@ def service_config(
         store=store or ServiceFolder(data).default_store,
         offers=offers,
         loras=loras.absolute(),
+        seconds=max_seconds,
         devices=tuple(devices or ("auto",)),
         threads=threads or max(1, (os.cpu_count() or 1) // workers),
     )

@@ -175,7 +175,8 @@ def latent_at(keyframe: Keyframe, timeline: Timeline) -> int:
     """
     if keyframe.at is None:
         return timeline.latent_frames - 1
-    frame = math.floor(keyframe.at * timeline.fps + 0.5)
+    # A time may be so late that its frame is no number any more.
+    frame = math.floor(min(keyframe.at * timeline.fps, timeline.frames) + 0.5)
     if frame >= timeline.frames:
         raise InputError(
             f"{keyframe.told}: the video has {timeline.seconds:.2f} s; give an earlier time, or ask for more"

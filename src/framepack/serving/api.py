@@ -16,16 +16,20 @@ Handlers are plain functions, which FastAPI runs in threads, so that waiting for
 from __future__ import annotations
 
 import asyncio
-import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from framepack.errors import InputError
 from framepack.serving.config import lora_files
+from framepack.serving.files import FileAnswer
 from framepack.serving.form import Received, received, schema_of
 from framepack.serving.jobs import ENDED, Job, NoSuchJob, Status, Wish, WrongState
 from framepack.serving.places import JobFolder
@@ -50,6 +54,8 @@ EVERY = 0.3
 """Seconds between two looks at a video that is followed."""
 QUIET = 15.0
 """Seconds without news after which a comment keeps the connection open."""
+FOLLOWED = 100
+"""Videos that one client may follow at once: each is a look at the store every ``EVERY`` seconds."""
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": FaultOut} for status in (400, 401, 404, 409, 413, 429, 503, 507)
@@ -69,6 +75,7 @@ def router(service: Service) -> APIRouter:
     """The endpoints of a service."""
     api = APIRouter(prefix="/v1", responses=FAULTS)
     days = service.limits.days
+    followed: Counter[str] = Counter()
 
     def shown(job: Job) -> VideoOut:
         position = None
@@ -89,17 +96,16 @@ def router(service: Service) -> APIRouter:
     def cost(sent: Sent) -> CostOut:
         """What a video would take, before it is asked for."""
         asked = sent.asked(service)
-        with tempfile.TemporaryDirectory() as folder:
-            for name in asked.files:
-                sent.files[name].rename(Path(folder) / name)
-            found = service.cost(asked, Path(folder))
+        for name in asked.files:
+            sent.files[name].rename(sent.folder / name)
+        found = service.cost(asked, sent.folder)
         width, height = found.size
         return CostOut(**{**found.__dict__, "size": f"{width}x{height}"})
 
     @api.get("/videos")
     def videos(
         client: Client,
-        after: Annotated[str | None, Query(max_length=64)] = None,
+        after: Annotated[str | None, Query(max_length=64, pattern=r"^\w+$")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> VideosOut:
@@ -134,44 +140,57 @@ def router(service: Service) -> APIRouter:
         service.delete(client, video_id)
         return DeletedOut(id=video_id)
 
-    @api.get("/videos/{video_id}/content", response_class=FileResponse)
+    @api.get("/videos/{video_id}/content", response_class=StreamingResponse)
     def content(
         video_id: str,
         client: Client,
+        request: Request,
         variant: Literal["video", "thumbnail", "spritesheet"] = "video",
-    ) -> FileResponse:
+    ) -> Response:
         """The video, in ranges if asked. Before it is completed: as far as it is, playable."""
         job = found(video_id, client)
         folder = service.places.job(job.id)
         if variant == "video":
-            place = _watchable(folder)
-            if place is None:
+            if (answer := _watchable(folder, request)) is None:
                 raise WrongState(f"video '{job.id}' is {job.status} and has no frames yet: ask again later")
-            cache = "private, max-age=3600" if place == folder.video else "no-store"
-            return FileResponse(
-                place, media_type="video/mp4", filename=f"{job.id}.mp4", headers={"cache-control": cache}
-            )
+            return answer
         previews = [folder.preview(number) for number in job.progress.get("previews", ())]
         there = [place for place in previews if place.is_file()]
         if not there:
             raise WrongState(f"video '{job.id}' is {job.status} and has no picture yet: ask again later")
-        return FileResponse(
-            there[0] if variant == "thumbnail" else spritesheet(folder, there), media_type="image/png"
-        )
+        try:
+            shown = there[0] if variant == "thumbnail" else spritesheet(folder, there)
+            return FileAnswer(shown, request, "image/png")
+        except (OSError, InputError) as error:
+            found(video_id, client)  # deleted since?
+            raise WrongState(f"the pictures of video '{job.id}' are being replaced: ask again") from error
 
-    @api.get("/videos/{video_id}/previews/{section}", response_class=FileResponse)
-    def preview(video_id: str, section: int, client: Client) -> FileResponse:
+    @api.get("/videos/{video_id}/previews/{section}", response_class=StreamingResponse)
+    def preview(video_id: str, section: int, client: Client, request: Request) -> Response:
         """A rough picture of a section, as they are numbered in ``progress``, from 0."""
         job = found(video_id, client)
-        place = service.places.job(job.id).preview(section) if 0 <= section < 10**5 else None
-        if place is None or not place.is_file():
-            raise NoSuchJob(f"{video_id}/previews/{section}")
-        return FileResponse(place, media_type="image/png")
+        try:
+            place = service.places.job(job.id).preview(section if 0 <= section < 10**5 else 10**5)
+            return FileAnswer(place, request, "image/png")
+        except OSError as error:
+            raise NoSuchJob(f"{video_id}/previews/{section}") from error
 
     @api.get("/videos/{video_id}/events", response_class=StreamingResponse)
     async def events(video_id: str, client: Client, request: Request) -> StreamingResponse:
         """The video each time that something about it changes, until it has ended."""
         first = await run_in_threadpool(found, video_id, client)
+        if followed[client] >= FOLLOWED:
+            raise HTTPException(429, f"{FOLLOWED} videos are followed already: end one of these connections")
+
+        async def counted() -> AsyncIterator[str]:
+            followed[client] += 1
+            try:
+                async for line in told():
+                    yield line
+            except SQLAlchemyError:
+                return  # whoever follows asks again, and is told then
+            finally:
+                followed[client] -= 1
 
         async def told() -> AsyncIterator[str]:
             job, seen, quiet = first, 0, 0.0
@@ -194,7 +213,7 @@ def router(service: Service) -> APIRouter:
                     return
 
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(told(), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
 
     @api.post("/videos/{video_id}/remix")
     def remix(video_id: str, asked: RemixIn, client: Client) -> VideoOut:
@@ -259,10 +278,20 @@ def router(service: Service) -> APIRouter:
     return api
 
 
-def _watchable(folder: JobFolder) -> Path | None:
-    """The file to watch now."""
+def _watchable(folder: JobFolder, request: Request) -> FileAnswer | None:
+    """What there is to watch now."""
     # The finished one gets its name before the other is gone.
     for place in (folder.video, folder.growing, folder.rough, folder.video):
-        if place.is_file() and place.stat().st_size:
-            return place
+        if _filled(place):
+            cache = "private, max-age=3600" if place == folder.video else "no-store"
+            name = f"{folder.path.name}.mp4"
+            with suppress(FileNotFoundError):
+                return FileAnswer(place, request, "video/mp4", name=name, cache=cache)
     return None
+
+
+def _filled(place: Path) -> bool:
+    try:
+        return place.stat().st_size > 0
+    except OSError:
+        return False

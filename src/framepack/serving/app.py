@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from framepack import __version__
 from framepack.errors import FramePackError, InputError, OutputError
 from framepack.serving.api import router
 from framepack.serving.clients import Rate, Sessions, Tokens
-from framepack.serving.guard import Guard, fault
+from framepack.serving.guard import SLOW, Guard, fault
 from framepack.serving.jobs import NoSuchJob, QueueFull, WrongState
 from framepack.serving.monitor import Measured, Monitor
 from framepack.serving.page.mount import Page
@@ -44,16 +45,21 @@ CODES = {
     408: "timeout",
     413: "too_large",
     415: "wrong_type",
+    416: "wrong_range",
+    429: "rate_limit_exceeded",
 }
 
 
 def create_app(
-    service: Service, tokens: Tokens | None = None, hosts: Collection[str] | None = None
+    service: Service,
+    tokens: Tokens | None = None,
+    hosts: Collection[str] | None = None,
+    slow: float = SLOW,
 ) -> FastAPI:
     """The application.
 
     Args:
-        tokens: of its clients; none lets everybody in. hosts: see ``guard.Guard``.
+        tokens: of its clients; none lets everybody in. hosts, slow: see ``guard.Guard``.
     """
     tokens = tokens or Tokens({})
     monitor = Monitor(service)
@@ -77,6 +83,7 @@ def create_app(
     app.include_router(page_router(service, sessions, tokens))
     page = Page(service, app.router.default, tokens=bool(tokens.secrets))
     app.router.default = page
+    app.state.uploads = service.places.uploads
 
     @app.get("/health", tags=["service"])
     def health() -> dict[str, object]:
@@ -89,7 +96,7 @@ def create_app(
         return Response(monitor.text(), media_type=CONTENT_TYPE_LATEST)
 
     for kind, status, code in STATUSES:
-        app.add_exception_handler(kind, _teller(status, code))
+        app.add_exception_handler(kind, _teller(service, status, code))
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -106,9 +113,13 @@ def create_app(
             fault(400, "invalid_request", f"{where or 'the body'}: {first['msg'].lower()}"), 400
         )
 
+    @app.exception_handler(ClientDisconnect)
+    def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody reads
+
     @app.exception_handler(Exception)
     def broken(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        log.error("%r %r", request.method, request.url.path, exc_info=error)
         return JSONResponse(fault(500, "internal_error", "a fault of the program: its log says more"), 500)
 
     app.add_middleware(Measured, monitor=monitor)
@@ -119,15 +130,18 @@ def create_app(
         rate=Rate(service.limits.posts),
         upload=service.limits.upload,
         hosts=hosts,
+        slow=slow,
     )
     return app
 
 
-def _teller(status: int, code: str) -> Callable[[Request, Exception], JSONResponse]:
+def _teller(service: Service, status: int, code: str) -> Callable[[Request, Exception], JSONResponse]:
     def tell(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, SQLAlchemyError):
             log.error("the store does not answer: %s", error)
             return JSONResponse(fault(status, code, "the store does not answer: try again later"), status)
-        return JSONResponse(fault(status, code, str(error)), status)
+        if status >= 500:
+            log.error("%r %r: %s", request.method, request.url.path, error)
+        return JSONResponse(fault(status, code, service.config.unplaced(str(error))), status)
 
     return tell

@@ -120,6 +120,6 @@ class Rate:
             if len(calls) >= self.most:
                 return calls[0] + MINUTE - now
             calls.append(now)
-            for name in [name for name, theirs in self._calls.items() if not theirs]:
+            for name in [name for name, theirs in self._calls.items() if theirs[-1] <= now - MINUTE]:
                 del self._calls[name]
             return 0.0

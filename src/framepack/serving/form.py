@@ -12,7 +12,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from starlette.datastructures import FormData, UploadFile
 from framepack.errors import InputError
 from framepack.serving.asked import Asked
 from framepack.serving.schemas import VideoIn
-from framepack.serving.service import Service, as_picture
+from framepack.serving.service import NoRoom, Service
 
 PICTURES = ("input_reference", "image", "end_image")
 CLIPS = ("from_clip", "to_clip")
@@ -35,6 +36,12 @@ DATA_URL = re.compile(r"data:image/[a-z+.-]{1,20};base64,")
 MAX_FILES = 70
 MAX_FIELDS = 100
 """Fields of a form at most, files apart."""
+MAX_FIELD = 200_000
+"""Bytes of one; a prompt and 64 keyframes have less."""
+MAX_JSON = 64_000_000
+"""Bytes of a JSON body, which is held in memory; larger pictures are for forms."""
+MAX_VALUES = 50_000
+"""Brackets and commas of JSON. Each may become an object of 70 bytes."""
 CLIP_MARK = b"ftyp"
 
 
@@ -92,7 +99,7 @@ class Received:
 
     def _picture(self, upload: Path, name: str, service: Service) -> str:
         self.files[name] = self.folder / name
-        as_picture(upload, self.files[name], service.limits.picture)
+        service.keep_picture(upload, self.files[name])
         return name
 
     def _clip(self, upload: Path, field_name: str) -> str:
@@ -108,31 +115,58 @@ async def received(request: Request) -> AsyncIterator[Received]:
     """Read a request's body; its files are gone when it is answered.
 
     Raises:
-        HTTPException: 400, a body that cannot be read, or fields that are wrong.
+        HTTPException: 400, a body that cannot be read, or fields that are wrong. 413: too large.
+        NoRoom: its files cannot be kept.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    folder = Path(await run_in_threadpool(tempfile.mkdtemp, prefix="framepack-upload-"))
+    with _room():
+        folder = await run_in_threadpool(_new_folder, request.app.state.uploads)
     uploads: dict[str, Path] = {}
     try:
-        if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            async with request.form(
-                max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=1_000_000
-            ) as form:
-                fields = await _fields(form, folder, uploads)
-        elif kind == "application/json":
-            fields = _parsed(await request.body())
-            if isinstance(fields, dict):
-                fields = await run_in_threadpool(_with_data_urls, fields, folder, uploads)
-        else:
-            raise HTTPException(
-                415, f"content type '{kind[:60]}': send application/json or multipart/form-data"
-            )
+        with _room():
+            fields = await _read(request, folder, uploads)
         yield Received(_checked(fields), folder, uploads)
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
 
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoRoom(f"the upload cannot be kept ({error.strerror}): try again later") from error
+
+
+def _new_folder(within: Path) -> Path:
+    within.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=within))
+
+
+async def _read(request: Request, folder: Path, uploads: dict[str, Path]) -> Any:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        most = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
+        try:
+            async with request.form(**most) as form:
+                return await _fields(form, folder, uploads)
+        except UnicodeError as error:  # of a charset that it names
+            raise HTTPException(400, "the form's text cannot be read: send it as UTF-8") from error
+    if kind != "application/json":
+        raise HTTPException(415, f"content type '{kind[:60]}': send application/json or multipart/form-data")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_JSON:
+            raise HTTPException(413, f"JSON has at most {MAX_JSON / 1e6:g} MB: send large files in a form")
+    fields = await run_in_threadpool(_parsed, bytes(body))
+    if isinstance(fields, dict):
+        fields = await run_in_threadpool(_with_data_urls, fields, folder, uploads)
+    return fields
+
+
 def _parsed(body: bytes) -> Any:
+    if sum(body.count(mark) for mark in b"[{,") > MAX_VALUES:
+        raise HTTPException(400, f"the body has more values than any request: at most {MAX_VALUES:,}")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -23,10 +24,17 @@ LOGIN = "/login"
 OPEN = ("/health", LOGIN)
 """What needs no token."""
 SAFE = ("GET", "HEAD", "OPTIONS")
+UPLOADS = ("/v1/videos", "/v1/videos/cost")
+"""Of the API, what takes files; all else of it is a few words."""
+SMALL = 1_000_000
+"""Bytes of a request of a few words."""
 SLOW = 30.0
 """Seconds without a byte after which a body is not waited for any longer."""
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::[0-9]*)?")
+SIZE = re.compile(r"[0-9]{1,15}")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
     (b"x-frame-options", b"SAMEORIGIN"),
 )
@@ -38,6 +46,7 @@ class Guard:
     Args:
         hosts: names by which the service may be called, where only this machine may call it: pages of other
             sites could else reach it under a name of theirs. None for any.
+        slow: seconds without a byte after which a body is not waited for any longer.
     """
 
     def __init__(
@@ -49,9 +58,10 @@ class Guard:
         rate: Rate,
         upload: int,
         hosts: Collection[str] | None,
+        slow: float = SLOW,
     ) -> None:
         self.app, self.tokens, self.sessions, self.rate = app, tokens, sessions, rate
-        self.upload, self.hosts = upload, hosts
+        self.upload, self.hosts, self.slow = upload, hosts, slow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -64,10 +74,11 @@ class Guard:
             return await _refuse(scope, send, *fault)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        body = _Body(receive, self.upload)
+        body = _Body(receive, self._most(scope), self.slow)
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
+                body.whole = True  # what is not read by now is no matter
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
@@ -80,19 +91,24 @@ class Guard:
             return 403, "forbidden_host", "this service answers under its own address alone"
         safe = scope.get("method", "GET") in SAFE and scope["type"] == "http"
         origin = headers.get("origin")
-        if not safe and origin is not None and urlsplit(origin).netloc != host:
+        if not safe and origin is not None and _site(origin) != host:
             return 403, "forbidden_origin", "this comes from a page of another site"
         client = self._client(headers)
         if client is None and scope["path"] not in OPEN:
             return 401, "invalid_api_key", "no token that is known: send it as Authorization: Bearer TOKEN"
         scope.setdefault("state", {})["client"] = client
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.upload:
-            return 413, "too_large", f"a request has at most {self.upload / 1e6:g} MB"
+        length, most = headers.get("content-length", "0"), self._most(scope)
+        if not SIZE.fullmatch(length) or int(length) > most:
+            return 413, "too_large", _at_most(most)
         counts = client if client is not None else (scope.get("client") or ("",))[0]
         if scope["type"] == "http" and not safe and (wait := self.rate.seconds_left(counts)):
             return 429, "rate_limit_exceeded", f"too many requests: try again in {wait:.0f} s"
         return None
+
+    def _most(self, scope: Scope) -> int:
+        """Bytes of a body."""
+        path = scope["path"]
+        return min(self.upload, SMALL) if path.startswith("/v1/") and path not in UPLOADS else self.upload
 
     def _client(self, headers: Headers) -> str | None:
         if not self.tokens.secrets:
@@ -110,21 +126,21 @@ class Guard:
 class _Body:
     """A request's body, counted and timed as it comes. Raises HTTPException into whatever reads it."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._most, self._size, self._whole = receive, most, 0, False
+    def __init__(self, receive: Receive, most: int, slow: float) -> None:
+        self._receive, self._most, self._slow, self._size, self.whole = receive, most, slow, 0, False
 
     async def receive(self) -> Message:
-        if self._whole:  # now only the end of the connection is waited for
+        if self.whole:  # now only the end of the connection is waited for
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), SLOW)
+            message = await asyncio.wait_for(self._receive(), self._slow)
         except TimeoutError:
-            raise HTTPException(408, f"nothing came for {SLOW:g} s: send it again") from None
+            raise HTTPException(408, f"nothing came for {self._slow:g} s: send it again") from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
-            self._whole = not message.get("more_body", False)
+            self.whole = not message.get("more_body", False)
             if self._size > self._most:
-                raise HTTPException(413, f"a request has at most {self._most / 1e6:g} MB")
+                raise HTTPException(413, _at_most(self._most))
         return message
 
 
@@ -133,11 +149,22 @@ def _reads(scope: Scope, headers: Headers) -> bool:
     return scope.get("method") == "GET" and "text/html" in headers.get("accept", "")
 
 
-def _name(host: str) -> str:
-    """A Host header without its port."""
-    return (
-        host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rpartition(":")[0] or host
-    )
+def _at_most(size: int) -> str:
+    return f"a request of this kind has at most {size / 1e6:g} MB"
+
+
+def _site(origin: str) -> str | None:
+    """Host and port of an Origin header; None for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _name(host: str) -> str | None:
+    """A Host header without its port; None for what is none."""
+    found = HOST.fullmatch(host.lower())
+    return None if found is None else found[1] or found[2]
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:
@@ -162,4 +189,6 @@ def fault(status: int, code: str, message: str) -> dict[str, object]:
         429: "rate_limit_error",
     }
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    # It may repeat what a client sent: bytes that are no text, and control characters.
+    message = "".join(c if c.isprintable() else "?" for c in message)
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -109,7 +109,7 @@ class NoSuchJob(InputError):
     """An id that no job has, or that of another client."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no video '{name}': list yours with GET /v1/videos")
+        super().__init__(f"there is no video '{name[:60]}': list yours with GET /v1/videos")
 
 
 class WrongState(InputError):

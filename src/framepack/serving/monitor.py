@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from framepack.serving.service import Service
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Any other is counted as one: a client may send what it likes, and each would be a label."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Seconds."""
 
@@ -36,8 +38,9 @@ class Monitor:
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request, by its route as it is declared: ids of videos would be labels without end."""
         route = getattr(scope.get("route"), "path", "other")
-        self._requests.labels(scope["method"], route, status).inc()
-        self._seconds.labels(scope["method"], route).observe(seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(method, route).observe(seconds)
 
     def text(self) -> bytes:
         for status, count in self._service.store.counts().items():

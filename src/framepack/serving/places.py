@@ -1,6 +1,7 @@
 """The folder of a service: its store, and a folder for each job.
 
 {data}/jobs.sqlite                    the store, unless it is elsewhere
+{data}/uploads/                       what is being received, each request in a folder of its own
 {data}/jobs/{id}/{input files}        what was uploaded, under names of our own
 {data}/jobs/{id}/run/                 the run, see generation/store.py
 {data}/jobs/{id}/previews/{n}.png     a picture of each section
@@ -71,6 +72,10 @@ class ServiceFolder:
     @property
     def default_store(self) -> str:
         return f"sqlite:///{self.path.absolute() / 'jobs.sqlite'}"
+
+    @property
+    def uploads(self) -> Path:
+        return self.path / "uploads"
 
     def job(self, name: str) -> JobFolder:
         """A job's folder, there or not. An id that is not of our making is a fault of the program."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from framepack.generation.request import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, MAX_STEPS
+from framepack.planning.timeline import MAX_FRAMES
 from framepack.serving.asked import MAX_KEYFRAMES, MAX_LORAS
 from framepack.serving.jobs import Job, Status
 
 NAME = 255
 CANCELLED = "cancelled"
 
-Text = Annotated[str, Field(max_length=MAX_PROMPT)]
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL is no text")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_without_nul)]
 Name = Annotated[str, Field(max_length=NAME)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -42,7 +50,7 @@ class VideoIn(Strict):
     prompt: Text
     model: Name | None = None
     seconds: Seconds | None = None
-    frames: Annotated[int, Field(ge=1)] | None = None
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     size: Name = "auto"
     fps: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0

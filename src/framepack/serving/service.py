@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from framepack.errors import FramePackError, InputError, OutputError, UnknownNameError
+from framepack.errors import FramePackError, InputError, OutputError, UnknownNameError, first_line
 from framepack.generation.fork import fork_run
 from framepack.generation.request import check_prompt, check_seed, one_prompt
 from framepack.generation.selection import select
 from framepack.models.source import Source, resolve_model
+from framepack.planning.timeline import MAX_SECONDS
 from framepack.serving.asked import Asked
 from framepack.serving.config import ServiceConfig, lora_files
-from framepack.serving.jobs import ENDED, Job, NewJob, Status, Wish, WrongState, new_id
+from framepack.serving.jobs import ENDED, Job, NewJob, NoSuchJob, Status, Wish, WrongState
 from framepack.serving.places import JobFolder, ServiceFolder
 from framepack.serving.store import JobStore
 from framepack.video.images import read_image
@@ -30,7 +33,11 @@ from framepack.video.images import read_image
 GB = 1e9
 RECENT = 20
 """Videos of a model from which its pace is known."""
-DAY = 86400.0
+HOUR, DAY = 3600.0, 86400.0
+PICTURES = ("PNG", "JPEG", "WEBP", "AVIF", "GIF")
+"""Of Pillow's formats, those that browsers show; others are seldom sent, and their readers less tried."""
+AT_ONCE = 2
+"""Pictures that are decoded at the same time: each may take some 300 MB."""
 
 
 class TooMuch(InputError):
@@ -89,6 +96,7 @@ class Service:
         self.store, self.config, self.limits = store, config, limits or Limits()
         self.places = ServiceFolder(config.data)
         self._source = lru_cache(maxsize=32)(self._found)
+        self._decoding = threading.BoundedSemaphore(AT_ONCE)
 
     # Asked for ---------------------------------------------------------------------------------------------
 
@@ -101,18 +109,12 @@ class Service:
         Raises:
             InputError: it cannot be made. TooMuch: it may not be. QueueFull, NoRoom: not now.
         """
-        self._check_room()
-        name = new_id()
-        folder = self.places.job(name)
-        try:
-            self._fill(folder, asked, files)
+        new = NewJob(client=client, model=asked.model, prompt=asked.prompt, asked=asked.to_json())
+        with self._folder_of(new) as folder:
+            for name in asked.files:
+                shutil.move(files[name], folder.path / name)
             self.cost(asked, folder.path)
-            return self._add(
-                NewJob(id=name, client=client, model=asked.model, prompt=asked.prompt, asked=asked.to_json())
-            )
-        except BaseException:
-            folder.remove()
-            raise
+            return self._add(new)
 
     def remix(self, client: str, name: str, prompt: str) -> Job:
         """The same video with another prompt; sections that it leaves as they are need not be made again."""
@@ -164,23 +166,22 @@ class Service:
             steps=before.steps,
             guidance=before.guidance,
         )
-        self._check_room()
+        progress = job.progress
+        whole = seconds + progress["frames"] / progress["fps"]
+        if whole > self.limits.seconds:
+            raise TooMuch(
+                f"{whole:g} s with what is there: a video here has at most {self.limits.seconds:g} s"
+            )
         new = NewJob(client=client, model=asked.model, prompt=prompt, asked=asked.to_json(), parent=name)
-        folder = self.places.job(new.id)
-        try:
-            folder.path.mkdir(parents=True)
+        with self._folder_of(new) as folder:
             shutil.copyfile(self.places.job(name).video, folder.path / "before.mp4")
             self.cost(asked, folder.path)
             return self._add(new)
-        except BaseException:
-            folder.remove()
-            raise
 
     def _again(
         self, client: str, name: str, *, prompt: str | None = None, redo: dict[str, Any] | None = None
     ) -> Job:
         job = self._completed(client, name)
-        self._check_room()
         asked = Asked.from_json(job.asked)
         if prompt is not None:
             asked = replace(asked, prompt=prompt)
@@ -192,16 +193,33 @@ class Service:
             parent=name,
             redo=redo,
         )
-        theirs, folder = self.places.job(name), self.places.job(new.id)
-        try:
-            folder.path.mkdir(parents=True)
+        theirs = self.places.job(name)
+        with self._folder_of(new) as folder:
             for file in asked.files:
                 shutil.copyfile(theirs.path / file, folder.path / file)
             self.cost(asked, folder.path)
             fork_run(theirs.run, folder.run)
             return self._add(new)
-        except BaseException:
+
+    @contextmanager
+    def _folder_of(self, new: NewJob) -> Iterator[JobFolder]:
+        """A new job's folder, to be filled; gone again where the job does not come to be.
+
+        Raises:
+            NoRoom: it cannot be written. NoSuchJob: the video that it begins with was deleted meanwhile.
+        """
+        self._check_room()
+        folder = self.places.job(new.id)
+        try:
+            folder.path.mkdir(parents=True)
+            yield folder
+        except BaseException as error:
             folder.remove()
+            if new.parent is not None and not self.places.job(new.parent).video.exists():
+                raise NoSuchJob(new.parent) from error
+            if isinstance(error, OSError):
+                reason = error.strerror or first_line(error)
+                raise NoRoom(f"nothing can be written now ({reason}): try again later") from error
             raise
 
     def _completed(self, client: str, name: str) -> Job:
@@ -213,13 +231,10 @@ class Service:
     def _add(self, new: NewJob) -> Job:
         return self.store.add(new, limit=self.limits.queued)
 
-    def _fill(self, folder: JobFolder, asked: Asked, files: Mapping[str, Path]) -> None:
-        try:
-            folder.path.mkdir(parents=True)
-            for name in asked.files:
-                shutil.move(files[name], folder.path / name)
-        except OSError as error:
-            raise NoRoom(f"nothing can be written now ({error.strerror}): try again later") from error
+    def keep_picture(self, file: Path, target: Path) -> None:
+        """A picture that somebody sent, as a PNG. Raises InputError, OutputError: see ``as_picture``."""
+        with self._decoding:
+            as_picture(file, target, self.limits.picture)
 
     # What it takes -----------------------------------------------------------------------------------------
 
@@ -231,13 +246,14 @@ class Service:
         """
         request = asked.request(folder, self.config.offers, lora_files(self.config.loras))
         spec = self._source(asked.model).spec
+        length = asked.frames / spec.fps if asked.frames is not None else asked.seconds or 0.0
+        if self.limits.seconds < length <= MAX_SECONDS:  # before it is planned, which takes its time
+            raise self._too_long(length)
         # Clips are opened by workers alone: what they do to a decoder, they do there.
         selection = select(replace(request, from_clip=None, to_clip=None), spec)
         timeline = selection.timeline
         if timeline.seconds > self.limits.seconds:
-            raise TooMuch(
-                f"{timeline.seconds:g} s of video: this service makes at most {self.limits.seconds:g} s"
-            )
+            raise self._too_long(timeline.seconds)
         steps = asked.steps or spec.steps
         sections = len(selection.plan.sections)
         pace, memory = self._measured(asked.model)
@@ -252,6 +268,9 @@ class Service:
             seconds=None if pace is None else round(pace * sections * steps, 1),
             memory=memory,
         )
+
+    def _too_long(self, seconds: float) -> TooMuch:
+        return TooMuch(f"{seconds:g} s of video: this service makes at most {self.limits.seconds:g} s")
 
     def about(self, model: str) -> dict[str, Any]:
         """What a client may choose of a model."""
@@ -300,20 +319,22 @@ class Service:
 
     def delete(self, client: str, name: str) -> None:
         """Delete a video, whatever becomes of it; one that is being made is stopped. Raises NoSuchJob."""
-        job = self.store.get(name, client)
-        self.store.wish(name, Wish.DELETE, client)
-        if job.status is not Status.RUNNING:
-            self.places.job(name).remove()
+        if self.store.wish(name, Wish.DELETE, client):
+            self.places.job(name).remove()  # else its worker does
 
     def clean(self) -> list[str]:
-        """Delete what is past its days or over the quota, and folders of no job; gives the ids."""
+        """Delete what is past its days or over the quota, and what is left of no job; gives the ids."""
         gone, now = [], self.store.now()
         known = {job.id: job for job in self._all()}
         for name in self.places.names():
             # A job is in the store only after its folder is whole.
-            if name not in known and time.time() - self.places.job(name).path.stat().st_mtime > DAY:
+            if name not in known and _untouched(self.places.job(name).path, HOUR):
                 self.places.job(name).remove()
                 gone.append(name)
+        if self.places.uploads.is_dir():  # of a server that was killed
+            for left in self.places.uploads.iterdir():
+                if _untouched(left, DAY):
+                    shutil.rmtree(left, ignore_errors=True)
         ended = sorted(
             (job for job in known.values() if job.status in ENDED), key=lambda job: job.ended or 0.0
         )
@@ -322,7 +343,8 @@ class Service:
             old = self.limits.days is not None and now - (job.ended or now) > self.limits.days * DAY
             over = self.limits.quota is not None and total > self.limits.quota * GB
             if old or over:
-                self.delete(job.client, job.id)
+                with suppress(NoSuchJob):  # somebody was faster
+                    self.delete(job.client, job.id)
                 total -= job.size
                 gone.append(job.id)
         return gone
@@ -349,6 +371,13 @@ class Service:
             )
 
 
+def _untouched(folder: Path, seconds: float) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > seconds
+    except FileNotFoundError:
+        return False
+
+
 def as_picture(file: Path, target: Path, most: int) -> None:
     """A picture that somebody sent, as a PNG of its pixels alone.
 
@@ -356,9 +385,9 @@ def as_picture(file: Path, target: Path, most: int) -> None:
         InputError: it is none, it is damaged, or has more than ``most`` pixels; told without its path.
     """
     try:
-        picture = read_image(file, most)
+        picture = read_image(file, most, PICTURES)
     except InputError as error:
-        raise InputError(str(error).replace(f"'{file}' ", "")) from error
+        raise InputError(str(error).replace(f"'{file}' ", "").replace(str(file), "it")) from error
     try:
         picture.save(target, "PNG", compress_level=1)
     except OSError as error:

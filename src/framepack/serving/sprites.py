@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def spritesheet(folder: JobFolder, previews: Sequence[Path]) -> Path:
     place = folder.path / "previews" / f"sheet-{len(previews)}.png"
     if not place.is_file():
         shown = [np.asarray(read_image(previews[index])) for index in spread(len(previews), MOST)]
-        part = place.with_name(f".{place.name}.part")
+        # Two may ask for it at once: each writes a file of its own.
+        part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
         contact_sheet(shown, COLUMNS).save(part, "PNG")
         part.replace(place)
     return place

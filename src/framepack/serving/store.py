@@ -168,8 +168,11 @@ class JobStore:
 
     # Changed by people -------------------------------------------------------------------------------------
 
-    def wish(self, name: str, wish: Wish, client: str | None = None) -> None:
+    def wish(self, name: str, wish: Wish, client: str | None = None) -> bool:
         """Have a job paused, cancelled or deleted: at once, or by its worker where it has one.
+
+        Returns:
+            Whether it is so already.
 
         Raises:
             NoSuchJob. WrongState: it has ended, and can only be deleted.
@@ -186,6 +189,7 @@ class JobStore:
                 self._set(db, job, status=Status.CANCELLED, ended=self._now(db))
             else:
                 self._set(db, job, status=Status.PAUSED)
+            return job.status is not Status.RUNNING
 
     def resume(self, name: str, client: str | None = None) -> None:
         """Let a paused job go on. Raises NoSuchJob; WrongState: it is not paused."""
@@ -296,16 +300,19 @@ class JobStore:
         *,
         error: dict[str, str] | None = None,
         size: int = 0,
-    ) -> None:
-        """End a job. Raises LeaseLost: somebody else may do that now."""
+    ) -> bool:
+        """End a job. False: it was to be deleted, and is. Raises LeaseLost: somebody else may end it now."""
         with self._writing() as db:
             ended = {"status": status, "ended": self._now(db), "progress": progress, "error": error}
-            self._end(db, lease, ended | {"size": size, **_FREE})
+            return self._end(db, lease, ended | {"size": size, **_FREE})
 
-    def give_back(self, lease: Lease, status: Status = Status.QUEUED, *, after: float = 0.0) -> None:
-        """Let go of a job that is not done: paused, or for others after so many seconds. Raises LeaseLost."""
+    def give_back(self, lease: Lease, status: Status = Status.QUEUED, *, after: float = 0.0) -> bool:
+        """Let go of a job that is not done: paused, or for others after so many seconds.
+
+        False: it was to be deleted, and is. Raises LeaseLost.
+        """
         with self._writing() as db:
-            self._end(db, lease, {"status": status, "ready": self._now(db) + after, **_FREE})
+            return self._end(db, lease, {"status": status, "ready": self._now(db) + after, **_FREE})
 
     def drop(self, lease: Lease) -> None:
         """Delete the job that one has. Raises LeaseLost."""
@@ -313,18 +320,19 @@ class JobStore:
             if db.execute(delete(jobs).where(_mine(lease))).rowcount != 1:
                 raise LeaseLost(lease.job)
 
-    def _end(self, db: Connection, lease: Lease, values: dict[str, Any]) -> None:
-        """Let go of a job; a wish that its worker has not heard of is met here."""
+    def _end(self, db: Connection, lease: Lease, values: dict[str, Any]) -> bool:
+        """Let go of a job; a wish that its worker has not heard of is met here. False: it is deleted."""
         row = db.execute(select(jobs.c.wish).where(_mine(lease)).with_for_update()).first()
         if row is None:
             raise LeaseLost(lease.job)
         if row.wish == Wish.DELETE:
             db.execute(delete(jobs).where(_mine(lease)))
-            return
+            return False
         if values["status"] is Status.QUEUED and row.wish is not None:
             met = {Wish.PAUSE: Status.PAUSED, Wish.CANCEL: Status.CANCELLED}[Wish(row.wish)]
             values |= {"status": met, "ended": self._now(db) if met in ENDED else None}
         db.execute(update(jobs).where(_mine(lease)).values(values | {"version": jobs.c.version + 1}))
+        return True
 
     # Workers -----------------------------------------------------------------------------------------------
 
@@ -388,6 +396,8 @@ def _mine(lease: Lease) -> Any:
 
 
 def _found(db: Connection, name: str, client: str | None, *, lock: bool = False) -> Row[Any]:
+    if "\0" in name:  # which PostgreSQL does not take
+        raise NoSuchJob(name)
     query = select(jobs).where(jobs.c.id == name, _there())
     if client is not None:
         query = query.where(jobs.c.client == client)
@@ -411,10 +421,10 @@ def _engine(url: str) -> Engine:
                 f"job store {_shown(url)} is none that is known: give sqlite:///FILE or postgresql+psycopg://HOST/NAME"
             )
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_pre_ping=True)
+            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
         if parsed.database:
             Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"timeout": BUSY})
+        engine = create_engine(parsed, connect_args={"timeout": BUSY}, hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
         raise StoreError(f"the job store {_shown(url)} cannot be opened: {first_line(error)}") from error
     event.listen(engine, "connect", _on_connect)

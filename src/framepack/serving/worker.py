@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -35,15 +38,18 @@ from framepack.models.bundle import Bundle
 from framepack.serving.asked import Asked, Offer
 from framepack.serving.config import ServiceConfig, lora_files
 from framepack.serving.jobs import Job, Lease, LeaseLost, Status, Wish, worker_name
-from framepack.serving.keeper import Keeper, Stopped, insist
+from framepack.serving.keeper import Keeper, Stopped, T, insist
 from framepack.serving.places import JobFolder, ServiceFolder
 from framepack.serving.progress import Follower, Progress
 from framepack.serving.store import JobStore
+from framepack.video.clips import track_of
 
 log = logging.getLogger("framepack.worker")
 
 POLL = 0.5
 """Seconds between two looks for work."""
+FIRST = "500"
+"""Where memory runs out, workers are ended before the server: what they take, others have sent."""
 CODES: tuple[tuple[type[FramePackError], str], ...] = (
     (OutOfMemoryError, "out_of_memory"),
     (InputError, "invalid_request"),
@@ -125,18 +131,19 @@ class Worker:
             with Keeper(self.store, lease, self.stop) as keeper:
                 keeper.tell(follower.now)
                 run = self._prepared(job, folder)
-                follower = Follower(run.warnings, f"{run.config.width}x{run.config.height}")
+                notes = tuple(map(self.config.unplaced, run.warnings))
+                follower = Follower(notes, f"{run.config.width}x{run.config.height}")
                 run.carry_out(lambda event: _see(event, follower, folder, keeper))
         except Stopped as stopped:
             self._stopped(lease, folder, follower.now, stopped.wish)
         except RunConflictError as error:
             # Whoever was taken for dead is not, and still has the folder: later.
             log.warning("%s: %s", job.id, error)
-            self._insist(lambda: self.store.give_back(lease, after=self.store.lease_seconds))
+            self._let_go(folder, lambda: self.store.give_back(lease, after=self.store.lease_seconds))
         except FramePackError as error:
             code = next((code for kind, code in CODES if isinstance(error, kind)), "failed")
             log.info("%s failed: %s", job.id, error)
-            self._fail(lease, folder, follower.now, code, _without(folder.path, str(error)))
+            self._fail(lease, folder, follower.now, code, self.config.unplaced(str(error)))
         except Exception as error:
             log.exception("%s failed", job.id)
             self._loaded = None  # whatever state it is in
@@ -145,12 +152,15 @@ class Worker:
         else:
             log.info("%s completed", job.id)
             told_last, size = follower.now.to_json(), folder.size
-            self._insist(lambda: self.store.finish(lease, Status.COMPLETED, told_last, size=size))
+            self._let_go(folder, lambda: self.store.finish(lease, Status.COMPLETED, told_last, size=size))
 
     def _prepared(self, job: Job, folder: JobFolder) -> PreparedRun:
         asked = Asked.from_json(job.asked)
         offered = asked.request(folder.path, self.config.offers, lora_files(self.config.loras))
         request = replace(offered, out=folder.video, workdir=folder.run, device=self.device)
+        for clip in (request.from_clip, request.to_clip):
+            if clip is not None:
+                self._check_clip(clip)
         offer = self.config.offers[asked.model]
         held = self._loaded.bundle if self._loaded is not None and self._loaded.offer == offer else None
         if held is None:
@@ -167,25 +177,41 @@ class Worker:
             run.redo(redo["section"], redo.get("prompt"), seed=redo.get("seed"), alone=redo["alone"])
         return run
 
+    def _check_clip(self, clip: Path) -> None:
+        """Refuse a clip that is too long to be read whole. Raises InputError."""
+        track = track_of(clip)
+        seconds = float(track.stop - track.start)
+        if seconds > self.config.seconds:
+            raise InputError(
+                f"clip '{clip.name}' has {seconds:g} s: this service takes at most {self.config.seconds:g} s"
+            )
+
     def _stopped(self, lease: Lease, folder: JobFolder, progress: Progress, wish: Wish | None) -> None:
         log.info("%s stopped: %s", lease.job, wish or "the worker ends")
         if wish is Wish.CANCEL:
             told = progress.to_json()
-            self._insist(lambda: self.store.finish(lease, Status.CANCELLED, told, size=folder.size))
+            self._let_go(folder, lambda: self.store.finish(lease, Status.CANCELLED, told, size=folder.size))
         elif wish is Wish.DELETE:
             self._insist(lambda: self.store.drop(lease))
             folder.remove()
         else:
             status = Status.QUEUED if wish is None else Status.PAUSED
-            self._insist(lambda: self.store.give_back(lease, status))
+            self._let_go(folder, lambda: self.store.give_back(lease, status))
 
     def _fail(self, lease: Lease, folder: JobFolder, progress: Progress, code: str, message: str) -> None:
         error, told = {"code": code, "message": message}, progress.to_json()
-        self._insist(lambda: self.store.finish(lease, Status.FAILED, told, error=error, size=folder.size))
+        self._let_go(
+            folder, lambda: self.store.finish(lease, Status.FAILED, told, error=error, size=folder.size)
+        )
 
-    def _insist(self, what: Callable[[], None]) -> None:
+    def _let_go(self, folder: JobFolder, how: Callable[[], bool]) -> None:
+        """End or give back a job; one that was deleted just now leaves nothing."""
+        if not self._insist(how):
+            folder.remove()
+
+    def _insist(self, what: Callable[[], T]) -> T:
         """The lease runs out meanwhile, and then the job is done again by another, from what is on disk."""
-        insist(what, within=4 * self.store.lease_seconds)
+        return insist(what, within=4 * self.store.lease_seconds)
 
 
 def _see(event: Event, follower: Follower, folder: JobFolder, keeper: Keeper) -> None:
@@ -194,15 +220,17 @@ def _see(event: Event, follower: Follower, folder: JobFolder, keeper: Keeper) ->
     if isinstance(event, SectionFinished):
         place = folder.preview(event.section)
         if not (event.cached and place.exists()):
-            place.parent.mkdir(exist_ok=True)
-            Image.fromarray(event.preview).save(place)
+            _keep(event.preview, place)
     keeper.tell(follower.now, further=further)
     keeper.check()
 
 
-def _without(folder: Path, message: str) -> str:
-    """A message without the place of the service's files."""
-    return message.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", "").replace(str(folder), "it")
+def _keep(preview: np.ndarray, place: Path) -> None:
+    """Whole or not at all: it may be looked at meanwhile, and this process may be killed."""
+    place.parent.mkdir(exist_ok=True)
+    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    Image.fromarray(preview).save(part, "PNG")
+    part.replace(place)
 
 
 def work(config: ServiceConfig, name: str, device: str) -> None:
@@ -210,6 +238,8 @@ def work(config: ServiceConfig, name: str, device: str) -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     os.nice(config.niceness)
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text(FIRST)
     _serve(config, name, device, signal.SIGTERM)
 
 

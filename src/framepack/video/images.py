@@ -6,6 +6,7 @@ import hashlib
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 
 
-def read_image(path: str | Path, most: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: str | Path, most: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Read a picture as RGB, turned upright by its EXIF tag, with transparency laid on white.
+
+    Args:
+        formats: of Pillow's, that are looked at.
 
     Raises:
         InputError: missing, a folder, empty, not a picture, damaged, without pixels, or over
@@ -36,7 +40,7 @@ def read_image(path: str | Path, most: int = MAX_PIXELS) -> Image.Image:
         with warnings.catch_warnings():
             # Our own, lower limit speaks instead of Pillow's warning.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _decode(path, most)
+            return _decode(path, most, formats)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -50,15 +54,17 @@ def read_image(path: str | Path, most: int = MAX_PIXELS) -> Image.Image:
         raise InputError(f"image '{path}' is not a picture: give a PNG, JPEG or WebP file") from error
     except PermissionError as error:
         raise InputError(f"image '{path}' may not be read: check its permissions") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow's decoders raise all of these on files cut short or tampered with.
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise nearly anything on files cut short or tampered with.
         detail = first_line(error)
         raise InputError(f"image '{path}' is damaged ({detail}): save it again") from error
 
 
-def _decode(path: Path, most: int) -> Image.Image:
+def _decode(path: Path, most: int, formats: Sequence[str]) -> Image.Image:
     Image.init()  # fills Image.OPEN; AVIF is in newer Pillows only
-    with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(path, formats=[name for name in formats if name in Image.OPEN]) as image:
         width, height = image.size
         if width == 0 or height == 0:
             raise InputError(f"image '{path}' has no pixels: it is {width} x {height}")
