@@ -13,6 +13,7 @@ from framepack.cli import options
 from framepack.cli.options import HOW, WHERE
 from framepack.cli.serve import Device, Dtype, Loras, Memory, Models, Threads, not_installed, service_config
 from framepack.cli.workers import LOG, WORKERS, Engine, MaxWorkers, RayAddress, on_engine, staff_of
+from framepack.planning.timeline import MAX_SECONDS
 
 FAILED = 1
 
@@ -80,7 +81,7 @@ def batch(
     Exit code 1: some rows failed, and are listed.
     """
     folder = out or Path("outputs") / f"batch-{file.stem}"
-    config = service_config(folder, store, model, loras, memory, device, dtype, threads, workers)
+    config = service_config(folder, store, model, loras, memory, device, dtype, threads, workers, MAX_SECONDS)
     defaults = {"seconds": seconds, "size": size, "method": method, "steps": steps, "guidance": guidance}
     try:
         from framepack.cli.batch_view import Watch
