@@ -270,7 +270,9 @@ def test_through_a_pipe_until_the_player_is_closed(model: Path, ended: list[Proc
     assert "Traceback" not in "\n".join(running.lines) and "BrokenPipe" not in "\n".join(running.lines)
     shown = np.stack(frames_of(content)).astype(float)
     whole = np.stack(frames_of(made(model, [FIRST] * (1 + len(shown) // SECTION)))).astype(float)
-    assert len(shown) >= SECTION and np.abs(shown - whole[: len(shown)]).mean() < 2
+    # Both are lossy, each in its own way, and of noise.
+    near, apart = (np.abs(shown - other[: len(shown)]).mean() for other in (whole, whole[::-1]))
+    assert len(shown) >= SECTION and near < min(6, apart / 2)
 
 
 # --- what cannot be ---

@@ -14,11 +14,7 @@ from queue import SimpleQueue
 import torch
 
 from framepack.generation.events import Event
-from framepack.generation.stream import Emit
-
-
-class _Stopped(BaseException):
-    """Raised in work whose result is not wanted any more; not an Exception, so that nothing swallows it."""
+from framepack.generation.stream import Emit, Stopped
 
 
 class Beside:
@@ -56,7 +52,7 @@ class Beside:
 
     def _put(self, event: Event) -> None:
         if self._stopped.is_set():
-            raise _Stopped
+            raise Stopped
         self._told.put(event)
 
     @property

@@ -11,8 +11,8 @@ from framepack.generation.events import Event
 Emit = Callable[[Event], None]
 
 
-class _Stopped(BaseException):
-    """Raised in the worker when nobody listens any more; not an Exception, so that nothing swallows it."""
+class Stopped(BaseException):
+    """Raised in work whose events nobody wants any more; not an Exception, so that nothing swallows it."""
 
 
 class _Failed:
@@ -38,13 +38,13 @@ def stream(work: Callable[[Emit], None]) -> Iterator[Event]:
                 return events.put(item, timeout=0.1)
             except queue.Full:
                 continue
-        raise _Stopped
+        raise Stopped
 
     def body() -> None:
         try:
             work(put)
             put(_END)
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:
             if not stopped.is_set():
