@@ -231,7 +231,8 @@ def of_headers() -> Iterator[Case]:
 
 def of_tokens(token: str, cookie: str) -> Iterator[Case]:
     """For a service with tokens: none of these lets anybody in."""
-    name, signed = cookie.split(":")
+    name, signed = cookie.split(":", 1)
+    written, signature = signed.split(":")
     half = len(token) // 2
     for number, told in enumerate(
         (
@@ -286,6 +287,11 @@ def of_tokens(token: str, cookie: str) -> Iterator[Case]:
             "x" * 60_000,
             f"bob:{signed}",
             f"{name} :{signed}",
+            f"{name}:{int(written) + 1}:{signature}",
+            f"{name}:0{written}:{signature}",
+            f"{name}:{'9' * 400}:{signature}",
+            f"{name}:-1:{signature}",
+            f"{name}:{signature}",
         )
     ):
         yield Case(

@@ -401,7 +401,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, out: Path) -> None:
 def test_interrupted_in_the_middle_it_goes_on_there(tmp_path: Path, out: Path) -> None:
     """By the real worker: sections that were there are kept, and the result is that of an undisturbed one."""
     listed, config = prompts(tmp_path, HEART), config_of(out)
-    given = {**QUICK, "seconds": 6.0}
+    given = {**QUICK, "seconds": 6.0, "steps": 12}  # time to be seen at work
 
     def interrupt(jobs: list[tuple[Video, Job]]) -> None:
         if any(job.progress.get("section", 0) >= 1 for _, job in jobs):

@@ -20,8 +20,9 @@ import framepack
 import hostile
 from framepack.serving import server
 from framepack.serving.app import create_app
-from framepack.serving.clients import Sessions, Tokens
+from framepack.serving.clients import MONTH, Sessions, Tokens
 from framepack.serving.jobs import Status
+from framepack.serving.page.mount import OWN
 from framepack.serving.places import ID
 from framepack.serving.service import Limits
 from framepack.serving.worker import Worker
@@ -145,6 +146,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.finish()
     before, tempfile.tempdir = tempfile.tempdir, str(made.around / "tmp")
     (made.site.data / "uploads").mkdir(exist_ok=True)
+    made.ask(Case(name="", method="GET", path="/"))  # the page lays out its own files once
     yield made
     tempfile.tempdir = before
     made.site.store.close()
@@ -174,7 +176,8 @@ def test_the_corpus_is_large() -> None:
 def test_it_stands(place: Place, case: Case) -> None:
     before = place.surroundings()
     answer = place.checked(case, before)
-    if answer.status >= 400 and case.method != "HEAD" and "range" not in case.name:
+    of_page = case.path.split("/")[1] in OWN  # Gradio's, which has a shape of its own
+    if answer.status >= 400 and case.method != "HEAD" and "range" not in case.name and not of_page:
         assert set(_fault(answer)) == {"message", "type", "param", "code"}
 
 
@@ -265,7 +268,7 @@ def _with_samples(video: bytes) -> bytes:
     return video[:at] + b"\xff\xff\xff\xff" + video[at + 4 :]
 
 
-def test_tokens_let_in_nobody_else(tmp_path: Path) -> None:
+def test_tokens_let_in_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path, BOTH)
     cookie = Sessions(BOTH, place.site.data).cookie("ann")
     before = place.surroundings()
@@ -284,6 +287,12 @@ def test_tokens_let_in_nobody_else(tmp_path: Path) -> None:
     # A cookie is worth no more once its token is another, and nothing with another service's key.
     changed = Sessions(Tokens({"ann": BOB}), place.site.data)
     assert changed.client(cookie) is None
+    sessions = Sessions(BOTH, place.site.data)
+    assert sessions.client(cookie) == "ann"
+    late = time.time() + MONTH
+    monkeypatch.setattr(time, "time", lambda: late)
+    assert sessions.client(cookie) is None, "it ends after a month"
+    monkeypatch.undo()
     assert Sessions(BOTH, tmp_path / "elsewhere").client(cookie) is None
     place.site.store.close()
 

@@ -260,7 +260,7 @@ def test_from_a_picture_to_a_video(browser, working: tuple[Site, str], size: str
     page = opened(browser, address, size)
     page.set_input_files("#image input[type=file]", DEMO)
     page.wait_for_selector("#image img")
-    fill(page, prompt=PROMPT, steps=2, guidance=1)
+    fill(page, prompt=PROMPT, steps=12, guidance=1)
     before = page.inner_text("#cost")
     fill(page, seconds=4)
     page.wait_for_function("before => document.querySelector('#cost').innerText !== before", arg=before)
@@ -294,7 +294,7 @@ def test_from_a_picture_to_a_video(browser, working: tuple[Site, str], size: str
     assert page.locator(".strip img").count() == 6
     assert page.evaluate("[...document.querySelectorAll('.strip img')].every((one) => one.naturalWidth > 0)")
     asked = site.store.get(name).asked
-    assert (asked["prompt"], asked["image"], asked["steps"]) == (PROMPT, "start.png", 2)
+    assert (asked["prompt"], asked["image"], asked["steps"]) == (PROMPT, "start.png", 12)
     close(page, address)
 
 

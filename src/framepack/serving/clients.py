@@ -21,7 +21,10 @@ LOCAL = "local"
 SHORTEST = 16
 """Characters of a token at least."""
 MINUTE = 60.0
+MONTH = 30 * 86400
+"""Seconds that a browser stays signed in."""
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+SECONDS = re.compile(r"[0-9]{1,12}")
 KEY = "key"
 """File of the service's own secret, which sessions are made with."""
 
@@ -65,7 +68,7 @@ class Tokens:
 
 
 class Sessions:
-    """Cookies of browsers that have shown a token: they hold no token, and end with it.
+    """Cookies of browsers that have shown a token: they hold no token, and end with it or after a month.
 
     Args:
         folder: of the service; its secret is kept there, for its user alone.
@@ -75,19 +78,23 @@ class Sessions:
         self.tokens, self._key = tokens, _secret(folder)
 
     def cookie(self, client: str) -> str:
-        return f"{client}:{self._sign(client)}"
+        return self._signed(client, int(time.time()))
 
     def client(self, cookie: str) -> str | None:
-        name = cookie.rpartition(":")[0]
-        if name not in self.tokens.secrets:
+        """Whose cookie this is; None: nobody's, or no longer."""
+        name, _, rest = cookie.partition(":")
+        written = rest.partition(":")[0]
+        if name not in self.tokens.secrets or not SECONDS.fullmatch(written):
             return None
-        return (
-            name if hmac.compare_digest(self.cookie(name).encode(), cookie.encode(errors="replace")) else None
-        )
+        if not hmac.compare_digest(
+            self._signed(name, int(written)).encode(), cookie.encode(errors="replace")
+        ):
+            return None
+        return name if time.time() - int(written) < MONTH else None
 
-    def _sign(self, client: str) -> str:
-        told = f"{client}\0{self.tokens.secrets[client]}".encode()
-        return hmac.new(self._key, told, hashlib.sha256).hexdigest()
+    def _signed(self, client: str, written: int) -> str:
+        told = f"{client}\0{self.tokens.secrets[client]}\0{written}".encode()
+        return f"{client}:{written}:{hmac.new(self._key, told, hashlib.sha256).hexdigest()}"
 
 
 def _secret(folder: Path) -> bytes:

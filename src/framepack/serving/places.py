@@ -2,6 +2,7 @@
 
 {data}/jobs.sqlite                    the store, unless it is elsewhere
 {data}/uploads/                       what is being received, each request in a folder of its own
+{data}/chosen/                        what was chosen in the page's form; Gradio deletes it after a day
 {data}/jobs/{id}/{input files}        what was uploaded, under names of our own
 {data}/jobs/{id}/run/                 the run, see generation/store.py
 {data}/jobs/{id}/previews/{n}.png     a picture of each section
@@ -76,6 +77,10 @@ class ServiceFolder:
     @property
     def uploads(self) -> Path:
         return self.path / "uploads"
+
+    @property
+    def chosen(self) -> Path:
+        return self.path / "chosen"
 
     def job(self, name: str) -> JobFolder:
         """A job's folder, there or not. An id that is not of our making is a fault of the program."""

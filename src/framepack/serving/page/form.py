@@ -359,7 +359,7 @@ def _picture(label: Any, height: int, name: str, scale: int | None = None) -> gr
 
 
 def _kept(file: Path, part: Any) -> str:
-    """A copy among the uploads, which are all that Gradio shows to a browser."""
+    """A copy among what was chosen, which is all that Gradio shows to a browser."""
     return save_file_to_cache(file, part.GRADIO_CACHE)
 
 
@@ -381,13 +381,13 @@ def _fits(saved: Any, names: list[str]) -> bool:
     return isinstance(saved, list) and len(saved) == len(names)
 
 
-def _cleaned(values: Mapping[str, Any], uploads: Path) -> dict[str, Any]:
-    """Values as a browser kept them; files only where they are uploads that are still there."""
+def _cleaned(values: Mapping[str, Any], chosen: Path) -> dict[str, Any]:
+    """Values as a browser kept them; files only where they were chosen and are still there."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             path = Path(str(value.get("path", "")))
-            if not (path.is_file() and path.resolve().is_relative_to(uploads.resolve())):
+            if not (path.is_file() and path.resolve().is_relative_to(chosen.resolve())):
                 continue
             value = str(path)
         if isinstance(value, str | int | float | bool):

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -24,8 +23,6 @@ from framepack.serving.service import Service
 
 log = logging.getLogger("framepack.page")
 
-UPLOADS = "uploads"
-"""Folder, in that of the service, of what was chosen in the form; Gradio deletes it after a day."""
 OWN = (
     *("", "assets", "static", "svelte", "theme.css", "favicon.ico", "manifest.json", "robots.txt", "config"),
     "gradio_api",
@@ -164,11 +161,11 @@ def _without_elsewhere(page: bytes) -> bytes:
 
 def load(service: Service) -> FastAPI:
     """The page as an application. Takes seconds: Gradio is imported here."""
-    uploads: Path = service.config.data / UPLOADS
-    uploads.mkdir(parents=True, exist_ok=True)
+    chosen = service.places.chosen
+    chosen.mkdir(parents=True, exist_ok=True)
     # Gradio reads these where it needs them: nothing is told to anybody, and files lie with the service's.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads.absolute())
+    os.environ["GRADIO_TEMP_DIR"] = str(chosen.absolute())
     import gradio as gr
 
     from framepack.serving.page.form import blocks

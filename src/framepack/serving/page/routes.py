@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Redirect
 
 from framepack import evaluation
 from framepack.serving.api import Client
-from framepack.serving.clients import Sessions, Tokens
+from framepack.serving.clients import MONTH, Sessions, Tokens
 from framepack.serving.guard import COOKIE
 from framepack.serving.jobs import ENDED, Job, Status
 from framepack.serving.page.mount import POLICY
@@ -32,8 +32,6 @@ FILES = {file.name: file for file in (*STATIC.glob("*.css"), *STATIC.glob("*.js"
 KINDS = {".css": "text/css", ".js": "text/javascript"}
 NEWEST = 40
 """Videos that the page shows at first; older ones are asked of the API."""
-MONTH = 30 * 86400
-"""Seconds that a login holds."""
 
 
 def page_router(service: Service, sessions: Sessions, tokens: Tokens) -> APIRouter:
