@@ -15,10 +15,22 @@ ROOMS = [
     *("errors", "packing", "planning", "video", "codecs", "conditioning", "models", "sampling", "resources"),
     *("generation", "metrics", "data", "training", "recipes", "evaluation", "serving", "cli"),
 ]
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "matplotlib", "av")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "matplotlib",
+    "av",
+    "gradio",
+    "ray",
+    "fastapi",
+    "sqlalchemy",
+)
 TORCHLESS = (
     *("errors", "planning", "video", "packing.schedule", "packing.notation", "models.spec"),
     "evaluation.arena",
+    *("serving.service", "serving.api", "serving.app", "serving.batch", "serving.page"),
 )
 
 
@@ -69,7 +81,17 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["plan", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["batch", "--help"],
+        ["generate", "--help"],
+        ["plan", "--help"],
+        ["--version"],
+    ],
+)
 def test_help_starts_without_heavy_imports(arguments: list[str]) -> None:
     # Counted in modules, not in seconds: a busy machine must not fail this.
     code = f"""
@@ -83,6 +105,14 @@ except SystemExit as end:
 print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules))
 """
     assert run_python(code).splitlines()[-1].split() == ["LOADED"]
+
+
+def test_the_server_answers_without_torch() -> None:
+    """The page's library is loaded beside it, models by workers alone."""
+    code = (
+        "import sys, framepack.serving.app as a; print(*({'torch', 'gradio', 'ray'} & set(sys.modules)), '.')"
+    )
+    assert run_python(code).split() == ["."]
 
 
 def test_planning_runs_without_torch() -> None:
