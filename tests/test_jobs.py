@@ -227,10 +227,10 @@ def _no_links(*_: object) -> None:
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL in the middle of jobs: every video is there once, of the same latents as undisturbed."""
     plain, killed = Service(tmp_path / "plain"), Service(tmp_path / "killed")
-    prompts = [PROMPT, "A blue star moves up over snow.", "A yellow circle moves left over lavender fields."]
+    prompts = [PROMPT, "A blue star moves up over snow."]
     for service in (plain, killed):
         for prompt in prompts:
-            service.ask(Asked(prompt=prompt, **{**SHORT, "seconds": 8.0}))
+            service.ask(Asked(prompt=prompt, **{**SHORT, "seconds": 6.0}))
     while plain.worker.once():
         pass
     supervisor = Supervisor(killed.store, killed.config, 1)
@@ -238,7 +238,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     try:
         kills = 0
         jobs = [job.id for job in reversed(killed.store.listed())]
-        for name in jobs[:2]:
+        for name in jobs:
             killed.until(name, lambda job: job.progress.get("section", 0) >= 2)
             for process in supervisor.processes:
                 os.kill(process, signal.SIGKILL)
@@ -249,8 +249,8 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
         supervisor.close()
     assert kills == 2 and supervisor.processes == []
     done = [killed.store.get(name) for name in jobs]
-    assert [job.status for job in done] == [Status.COMPLETED] * 3, [job.error for job in done]
-    assert [job.attempt for job in done] == [2, 2, 1]
+    assert [job.status for job in done] == [Status.COMPLETED] * 2, [job.error for job in done]
+    assert [job.attempt for job in done] == [2, 2]
     originals = [job.id for job in reversed(plain.store.listed())]
     for name, other in zip(jobs, originals, strict=True):
         assert killed.latents(name) == plain.latents(other)
