@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ from framepack.generation.selection import select
 from framepack.generation.splitting import devices_for, lead, place_blocks, split
 from framepack.models.history_attention import TimeOrder
 from framepack.models.loading import load_bundle
+from framepack.models.lora import Lora, apply_loras
 from framepack.models.source import resolve_model
 from framepack.models.step_cache import StepCache, step_cache
 from framepack.models.wan import PackedWanTransformer3DModel
@@ -143,6 +145,28 @@ def test_what_is_split_may_be_stored_smaller(folder, tmp_path):
     small = place(load_bundle(str(folder)), POLICIES["split-fp8-tiled"], CPU, 2)
     assert small.codec.tiled and small.conditioner.streamed  # type: ignore[attr-defined]
     assert torch.equal(latents(small, tmp_path / "small"), wanted)
+
+
+def test_a_lora_acts_where_its_blocks_are(folder, tmp_path):
+    plain = load_bundle(str(folder))
+    tensors: dict[str, torch.Tensor] = {}
+    for number, block in enumerate(plain.transformer.stack):
+        name, (rows, columns) = f"transformer.blocks.{number}.attn1.to_q", block.attn1.to_q.weight.shape
+        tensors[f"{name}.lora_A.weight"] = torch.ones(2, columns)
+        tensors[f"{name}.lora_B.weight"] = torch.ones(rows, 2)
+    save_file(tensors, tmp_path / "style.safetensors")
+    loras = [Lora(tmp_path / "style.safetensors")]
+    without = latents(plain, tmp_path / "without")
+    apply_loras(plain.transformer, loras)
+    wanted = latents(plain, tmp_path / "full")
+    assert not torch.equal(wanted, without)
+    made = split(load_bundle(str(folder), computes=False), (CPU, CPU))
+    apply_loras(made.transformer, loras)
+    assert torch.equal(latents(made, tmp_path / "split"), wanted)
+    two = split(load_bundle(str(folder), computes=False), (CPU, META))
+    apply_loras(two.transformer, loras)
+    for block, device in zip(two.transformer.stack, (CPU, META), strict=True):
+        assert {tensor.device for tensor in block.parameters()} == {device}
 
 
 # Led from device to device -------------------------------------------------------------------------------

@@ -49,17 +49,18 @@ def wan_1_3b_lora(spec: ModelSpec) -> FineTuneConfig:
 
 
 def hunyuan_13b_lora(spec: ModelSpec) -> FineTuneConfig:
-    """HunyuanVideo 13B with FramePack's batch of 64, a draw of eight samples on each of eight cards of 80 GB.
+    """HunyuanVideo 13B with a batch of 64: two draws of four samples on each of eight cards of 80 GB.
 
         torchrun --nproc-per-node 8 -m framepack train --recipe hunyuan-13b-lora --model M --data D --out O
 
-    On fewer cards each takes several draws a step; 64 / micro must be a multiple of their number.
+    Five samples fit such a card at 480 x 832 and sections of nine latent frames (``framepack estimate --train
+    lora``). On fewer cards each takes more draws a step; 64 / micro must be a multiple of their number.
 
     Raises:
         InputError: a model of another family.
     """
     _check_family("hunyuan-13b-lora", spec, "hunyuan_video")
-    return replace(lora(spec), batch=64, micro=8, steps=5000, ema=0.999)
+    return replace(lora(spec), batch=64, micro=4, steps=5000, ema=0.999)
 
 
 def bundled_finetune(spec: ModelSpec) -> FineTuneConfig:
