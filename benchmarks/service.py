@@ -55,7 +55,7 @@ def status_table(drill: Drill, outcome: Outcome) -> Table:
         ),
         notes=(
             "from when a call is due to its answer, over HTTP on this machine",
-            "calls that met a killed server are left out",
+            "calls that met a killed server are left out, and the seconds in which the page is loaded",
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from arena_site import LEVELS, Site, run_arena, running, write_clip, write_rows
+from framepack.evaluation.arena.server import listen
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")),
@@ -258,3 +260,12 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and "pip install 'framepack-ai[serve]'" in done.stderr, done
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_answers_are_not_held_back() -> None:
+    """Headers and body are two packets; the second must not wait until the first is acknowledged."""
+    listening, address = listen("127.0.0.1", 0)
+    with listening, socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

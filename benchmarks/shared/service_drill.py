@@ -319,6 +319,9 @@ def _status_calls(
                     begun = time.monotonic() - number / drill.status_rate
                 number += callers
 
+    if drill.status_rate:  # a server that has just begun still loads its page
+        with _http(server, next(iter(tokens.values()))) as http, suppress(httpx.HTTPError):
+            http.get("/")
     threads = [threading.Thread(target=call, args=(n,), daemon=True) for n in range(callers)]
     for thread in threads if drill.status_rate else []:
         thread.start()

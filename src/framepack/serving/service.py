@@ -97,6 +97,7 @@ class Service:
         self.places = ServiceFolder(config.data)
         self._source = lru_cache(maxsize=32)(self._found)
         self._decoding = threading.BoundedSemaphore(AT_ONCE)
+        self._planning = threading.Lock()  # many at once would keep those who only look waiting
 
     # Asked for ---------------------------------------------------------------------------------------------
 
@@ -250,7 +251,8 @@ class Service:
         if self.limits.seconds < length <= MAX_SECONDS:  # before it is planned, which takes its time
             raise self._too_long(length)
         # Clips are opened by workers alone: what they do to a decoder, they do there.
-        selection = select(replace(request, from_clip=None, to_clip=None), spec)
+        with self._planning:
+            selection = select(replace(request, from_clip=None, to_clip=None), spec)
         timeline = selection.timeline
         if timeline.seconds > self.limits.seconds:
             raise self._too_long(timeline.seconds)

@@ -162,6 +162,9 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
         raise InputError(
             f"cannot listen at {host}, port {port} ({reason}): choose another --port, 0 for any, or --host"
         ) from error
+    # Connections inherit it. Else the body of an answer, sent after its headers, waits 40 ms for the client
+    # to acknowledge those: asyncio sees to it only on sockets that name their protocol.
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return found, f"http://{f'[{here}]' if six else here}:{found.getsockname()[1]}/"
 
