@@ -224,6 +224,7 @@ def _no_links(*_: object) -> None:
     raise OSError(1, "no links here")
 
 
+@pytest.mark.slow  # tests/test_service_kills.py has the same over HTTP
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL in the middle of jobs: every video is there once, of the same latents as undisturbed."""
     plain, killed = Service(tmp_path / "plain"), Service(tmp_path / "killed")

@@ -324,6 +324,7 @@ def rows_of(folder):
     return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_in_a_relative_folder(config, codec_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     both = replace(config, processes=2, draws=1, save_every=1)
