@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from PIL import Image
 from framepack.serving.app import create_app
 from framepack.serving.clients import Tokens
 from framepack.serving.config import ServiceConfig
+from framepack.serving.jobs import Status
 from framepack.serving.service import Limits, Service
 from framepack.serving.store import JobStore
+from framepack.serving.worker import Worker
 
 PROMPT = "A red heart moves right over green hills."
 QUICK = {"seconds": 2.0, "steps": 2, "guidance": 1.0, "seed": 5}
@@ -53,3 +57,14 @@ class Site:
     @property
     def folders(self) -> list[str]:
         return self.service.places.names()
+
+
+@contextmanager
+def with_video(data: Path) -> Iterator[tuple[Site, str]]:
+    """A service with one finished video, and its id."""
+    site = Site(data)
+    name = site.make()["id"]
+    assert Worker(site.store, site.config, "w").once()
+    assert site.store.get(name).status is Status.COMPLETED
+    yield site, name
+    site.store.close()

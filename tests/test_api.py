@@ -20,7 +20,7 @@ from framepack.serving.guard import COOKIE
 from framepack.serving.jobs import Status
 from framepack.serving.service import Limits
 from framepack.serving.worker import Worker
-from service_site import ANN, BOB, PROMPT, QUICK, Site, picture
+from service_site import ANN, BOB, PROMPT, QUICK, Site, picture, with_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,12 +37,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]:
     """A service with one finished video."""
-    site = Site(tmp_path_factory.mktemp("made") / "service")
-    name = site.make()["id"]
-    assert Worker(site.store, site.config, "w").once()
-    assert site.store.get(name).status is Status.COMPLETED
-    yield site, name
-    site.store.close()
+    with with_video(tmp_path_factory.mktemp("made") / "service") as found:
+        yield found
 
 
 def fault(answer) -> tuple[int, str, str]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dying import Killed, die_after
 from framepack.codecs.streaming import CHUNK
 from framepack.errors import OutOfMemoryError, OutputError
 from framepack.generation import growth, manifest, store
@@ -241,41 +242,19 @@ def test_resumed_equals_uninterrupted(method: str, tmp_path: Path, overlapped: N
     assert same(tmp_path, tmp_path / "whole")
 
 
-class _Killed(BaseException):
-    pass
-
-
 def test_stopped_between_writes(tmp_path: Path, overlapped: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of either thread; after one that failed, no other one comes through."""
     in_turn(tmp_path / "whole", frames=13, size=SQUARE)
-    calls, ended = 0, 0
-
-    def dying_after(limit: int, patch: pytest.MonkeyPatch) -> None:
-        def wrap(owner: object, name: str) -> None:
-            real = getattr(owner, name)
-
-            def call(*args: object, **kwargs: object) -> object:
-                nonlocal calls
-                calls += 1
-                if calls > limit:
-                    raise _Killed
-                return real(*args, **kwargs)
-
-            patch.setattr(owner, name, call)
-
-        for owner, names in ((manifest.os, ("write", "fsync")), (Path, ("replace", "mkdir"))):
-            for name in names:
-                wrap(owner, name)
-
+    ended = 0
     for limit in range(3, 90, 11):
-        folder, calls = tmp_path / f"at{limit}", 0
+        folder = tmp_path / f"at{limit}"
         run = job(folder, frames=13, size=SQUARE)
         with monkeypatch.context() as patch:
-            dying_after(limit, patch)
+            die_after(limit, patch)
             try:
                 run.carry_out(lambda event: None)
                 ended += 1
-            except _Killed:
+            except Killed:
                 pass
         job(folder, frames=13, size=SQUARE).carry_out(lambda event: None)
         assert same(folder, tmp_path / "whole"), limit

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dying import Killed, die_after
 from framepack.codecs.streaming import CHUNK
 from framepack.errors import InputError, OutputError, RunConflictError
-from framepack.generation import manifest, store
+from framepack.generation import store
 from framepack.generation.clock import peak_memory
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import (
@@ -223,45 +224,21 @@ def test_resumed_equals_uninterrupted(method: str, tmp_path: Path) -> None:
     assert latents(tmp_path) == latents(tmp_path / "whole")
 
 
-class _Killed(BaseException):
-    pass
-
-
 def test_stopped_between_any_two_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every system call that changes the folder is once the last one."""
     (tmp_path / "whole").mkdir()
     list(job(tmp_path / "whole", frames=7).events())
-    calls = 0
-
-    def dying_after(limit: int, patch: pytest.MonkeyPatch) -> None:
-        def wrap(owner: object, name: str) -> None:
-            real = getattr(owner, name)
-
-            def call(*args: object, **kwargs: object) -> object:
-                nonlocal calls
-                calls += 1
-                if calls > limit:
-                    raise _Killed
-                return real(*args, **kwargs)
-
-            patch.setattr(owner, name, call)
-
-        for owner, names in ((manifest.os, ("write", "fsync")), (Path, ("replace", "mkdir"))):
-            for name in names:
-                wrap(owner, name)
-
     limit = 0
     while True:
         folder = tmp_path / f"at{limit}"
         folder.mkdir()
-        calls = 0
         prepared = job(folder, frames=7)
         with monkeypatch.context() as patch:
-            dying_after(limit, patch)
+            die_after(limit, patch)
             try:
                 run(prepared, lambda event: None)
                 ended = True
-            except _Killed:
+            except Killed:
                 ended = False
         list(job(folder, frames=7).events())
         assert latents(folder) == latents(tmp_path / "whole"), limit

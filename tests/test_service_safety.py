@@ -29,7 +29,7 @@ from framepack.serving.store import JobStore
 from framepack.serving.worker import Worker
 from framepack.video.io import write_video
 from postgres import server as postgres
-from service_site import PROMPT, QUICK, Site, picture
+from service_site import PROMPT, QUICK, Site, picture, with_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,12 +44,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]:
     """A service with one finished video."""
-    site = Site(tmp_path_factory.mktemp("made") / "service")
-    name = site.make()["id"]
-    assert Worker(site.store, site.config, "w").once()
-    assert site.store.get(name).status is Status.COMPLETED
-    yield site, name
-    site.store.close()
+    with with_video(tmp_path_factory.mktemp("made") / "service") as found:
+        yield found
 
 
 @pytest.fixture(params=["sqlite", "postgresql"], scope="module")
