@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_not_searched_for_garbage() -> None:
+    """Modules and what pytest holds are a million objects, which every collection would look at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
