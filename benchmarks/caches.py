@@ -43,6 +43,7 @@ from shared.report import Report, Table, carry_out, check_file, finite
 
 CACHES = (
     *("first-block=0.02", "first-block=0.05", "first-block=0.1", "first-block=0.2"),
+    *("first-block=0.3", "first-block=0.5"),
     *("mag=0.03", "mag=0.06", "mag=0.12", "mag=0.24"),
     *("taylorseer=2", "taylorseer=3", "taylorseer=4"),
 )

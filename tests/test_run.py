@@ -256,14 +256,16 @@ def _child(folder: Path) -> None:
             (folder / "started").touch()
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the server finds what to import
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "framepack.generation.prepare"])
+    context.set_forkserver_preload([__name__])
     whole = tmp_path / "whole"
-    whole.mkdir()
-    begun = time.monotonic()
-    list(job(whole, steps=8).events())
-    length = time.monotonic() - begun
+    for folder in (tmp_path / "first", whole):  # what is imported late would be in the time of the first
+        folder.mkdir()
+        begun = time.monotonic()
+        list(job(folder, steps=8).events())
+        length = time.monotonic() - begun
     dice = random.Random(0)
     caught = []
     for i in range(10):
