@@ -337,8 +337,9 @@ def test_in_bfloat16_and_with_weights_kept_in_float8(models) -> None:
     ask = {"num_inference_steps": 1, "method": "f1"}
     exact, rounded = ours(load(folder), 5, **ask), ours(pipe, 5, **ask)
     assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() < 0.1
-    pipe.enable_layerwise_casting()
-    pipe.enable_vae_tiling()
+    pipe = FramePackPipeline.from_pretrained(
+        folder, torch_dtype=torch.bfloat16, device="cpu", memory="fp8-tiled"
+    )
     state = pipe.transformer.state_dict()
     assert state["transformer_blocks.0.attn.to_q.weight"].dtype == torch.float8_e4m3fn
     assert state["packing_kernels.projections.k4h8w8.weight"].dtype == torch.bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from framepack.conditioning.embeds import Conditioning
 from framepack.errors import InputError, ModelError, OutputError, UnknownNameError
 from framepack.generation.events import Finished, SectionFinished, Step
 from framepack.generation.given import Keyframe
+from framepack.generation.placement import layer_by_layer
+from framepack.models.loading import load_bundle
 from framepack.video.io import read_video
 from tiny import CHANNELS, save_tiny, tiny_bundle
 
@@ -178,45 +181,58 @@ def test_a_model_saved_over_a_sharded_one_is_the_one_that_is_loaded(tmp_path: Pa
     assert torch.equal(latents(pipe), latents(again))
 
 
-def test_weights_that_come_when_their_turn_comes(tmp_path: Path) -> None:
-    """diffusers' group offload, from CPU to CPU, changes no byte; a smaller storage type does."""
-    plain = latents(FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu"))
-    offloaded = FramePackPipeline.from_pretrained(tmp_path / "m", device="cpu")
-    offloaded.enable_group_offload("cpu")
-    assert torch.equal(latents(offloaded), plain) and offloaded.device == torch.device("cpu")
-    cast = FramePackPipeline.from_pretrained(tmp_path / "m", device="cpu", torch_dtype=torch.float32)
-    whole = latents(cast)
-    cast.enable_layerwise_casting()
-    assert cast.transformer.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
-    assert 0 < (latents(cast) - whole).abs().max() < 1
-    with pytest.raises(InputError, match="codec has no tiles"):
-        cast.enable_vae_tiling()
+def test_a_memory_policy_says_where_weights_lie_and_what_they_are_stored_in(tmp_path: Path) -> None:
+    """On a CPU, where a placement changes no byte and a smaller storage type does."""
+    load = partial(FramePackPipeline.from_pretrained, save_tiny(tmp_path / "m"), device="cpu")
+    plain = latents(load(torch_dtype=torch.float32))
+    for memory in ("layers", "low", "models-tiled"):
+        assert torch.equal(latents(load(torch_dtype=torch.float32, memory=memory)), plain), memory
+    parted = load(torch_dtype=torch.float32, memory="split")
+    assert torch.equal(latents(parted), plain) and parted.device == torch.device("cpu")
+    rounded = load(torch_dtype=torch.float32, memory="fp8")
+    assert rounded.transformer.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
+    assert 0 < (latents(rounded) - plain).abs().max() < 1
+    with pytest.raises(InputError, match="its memory policy has them: load it anew"):
+        parted.to("cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"memory": "auto"}, "'auto' needs a video to choose for: ask framepack estimate"),
+        ({"memory": "small"}, "unknown memory policy 'small'"),
+        ({"devices": 2}, "2 devices: a pipeline has one with memory 'full': choose 'split'"),
+        ({"memory": "split", "devices": 2}, "1 layers cannot be split among 2 devices"),
+    ],
+)
+def test_policies_that_cannot_be(tmp_path: Path, asked: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu", **asked)
 
 
 def test_kernels_made_under_group_offload_are_offloaded_too(tmp_path: Path) -> None:
-    pipe = FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu")
+    """diffusers' group offload, from CPU to CPU."""
+    cpu = torch.device("cpu")
+    bundle = load_bundle(str(save_tiny(tmp_path / "m")), cpu)
     asked = {"schedule": "geometric", "untrained": True}
-    plain = latents(FramePackPipeline.from_pretrained(tmp_path / "m", device="cpu"), **asked)
-    pipe.enable_group_offload("cpu")
+    plain = latents(FramePackPipeline(load_bundle(str(tmp_path / "m"), cpu)), **asked)
+    pipe = FramePackPipeline(layer_by_layer(bundle, cpu, use_stream=False))
     before = set(pipe.transformer.packing_kernels.projections)
     assert torch.equal(latents(pipe, **asked), plain)
     made = set(pipe.transformer.packing_kernels.projections) - before
     assert made
     for name in made:
         assert "group_offloading" in pipe.transformer.packing_kernels.projections[name]._diffusers_hook.hooks
-    for change in (lambda: pipe.to("cpu"), lambda: pipe.enable_group_offload("cpu")):
-        with pytest.raises(InputError, match="under group offload"):
-            change()
 
 
 def test_weights_stored_in_another_type_are_another_run(tmp_path: Path) -> None:
-    pipe = FramePackPipeline.from_pretrained(save_tiny(tmp_path / "m"), device="cpu")
-    list(pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
-    pipe.enable_layerwise_casting()
+    load = partial(FramePackPipeline.from_pretrained, save_tiny(tmp_path / "m"), device="cpu")
+    list(load().stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
+    rounded = load(memory="fp8")
     with pytest.raises(OutputError, match="not of this run"):
-        list(pipe.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
-    with pytest.raises(InputError, match="stored in 8 bits"):
-        pipe.save_pretrained(tmp_path / "saved")
+        list(rounded.stream(PROMPT, out=tmp_path / "v.mp4", **ASKED))
+    with pytest.raises(InputError, match="rounded for storage"):
+        rounded.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
@@ -230,8 +246,6 @@ def test_one_video_at_a_time(pipe: FramePackPipeline, tmp_path: Path) -> None:
         lambda: pipe.load_lora(),
         lambda: pipe.save_pretrained(tmp_path / "m"),
         lambda: pipe.to("cpu"),
-        lambda: pipe.enable_group_offload("cpu"),
-        lambda: pipe.enable_layerwise_casting(),
     ]
     for other in others:
         with pytest.raises(InputError, match="is making a video"):

@@ -18,7 +18,7 @@ from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Event, Step
 from framepack.generation.given import Keyframe
-from framepack.generation.placement import layer_by_layer, stored
+from framepack.generation.placement import load_placed
 from framepack.generation.prepare import prepare, with_loras
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
@@ -36,12 +36,13 @@ from framepack.generation.settings import (
 from framepack.models.attention import check_attention
 from framepack.models.bundle import Bundle, compiled
 from framepack.models.device import pick_device, pick_dtype
-from framepack.models.loading import check_given, load_bundle, move_companions
+from framepack.models.loading import check_given, move_companions
 from framepack.models.lora import Lora
 from framepack.models.source import resolve_model
 from framepack.models.spec import ModelSpec
 from framepack.models.step_cache import calibrating, check_stages
 from framepack.planning.script import Script
+from framepack.resources.policy import AUTO, FULL, SPLIT, Policy, find_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class FramePackPipeline:
         device: str | torch.device | None = None,
         revision: str | None = None,
         parts: Sequence[str | Path] = (),
+        memory: str = FULL,
+        devices: int = 1,
     ) -> FramePackPipeline:
         """Load a model.
 
@@ -92,14 +95,20 @@ class FramePackPipeline:
             device: None takes CUDA, else MPS, else the CPU.
             revision: branch, tag or commit of a hub id.
             parts: folders or hub ids of what the model comes without, such as text encoders.
+            memory: a policy, which says where weights lie and what they are stored in; `framepack estimate`
+                tells which fit. Weights that are rounded for storage are another model.
+            devices: GPUs that a policy which splits has; 1 is all that can be seen.
 
         Raises:
-            UnknownNameError: no such model. ModelError: it cannot be loaded. InputError: no such device.
+            UnknownNameError: no such model or policy. ModelError: it cannot be loaded. InputError: no such
+                device, or a policy that it or the model cannot have.
         """
         name = str(name_or_dir) if revision is None else f"{name_or_dir}@{revision}"
+        policy = _policy(memory, devices)
         source = resolve_model(name, [str(part) for part in parts])
         place = pick_device(None if device is None else str(device))
-        return cls(load_bundle(source, place, torch_dtype or pick_dtype("auto", place)))
+        dtype = torch_dtype or pick_dtype("auto", place)
+        return cls(load_placed(source, policy, place, dtype, devices))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a folder that ``from_pretrained`` loads; LoRAs on it are not part of it.
@@ -110,8 +119,8 @@ class FramePackPipeline:
         with self._alone():
             if any(weight.dtype.itemsize == 1 for weight in self.transformer.parameters()):
                 raise InputError(
-                    f"{self.spec.name}'s weights are stored in 8 bits: load it again and save it before "
-                    "enable_layerwise_casting"
+                    f"{self.spec.name}'s weights are rounded for storage: load it again with memory='full', "
+                    "and save that"
                 )
             bundle, _ = with_loras(self.bundle, ())
             try:
@@ -160,51 +169,18 @@ class FramePackPipeline:
         """Have the model compute on a device; text encoders are loaded there when they are needed.
 
         Raises:
-            InputError: no such device, or a model under group offload.
+            InputError: no such device, or a model whose memory policy moves its weights about.
         """
         place = pick_device(str(device))
         with self._alone():
-            self._refuse_offloaded()
+            if self.bundle.execution is not None:
+                raise InputError(
+                    f"{self.spec.name}'s weights are where its memory policy has them: load it anew for "
+                    f"'{place}'"
+                )
             self.bundle.transformer.to(place)
             move_companions(self.bundle, place)
         return self
-
-    def enable_group_offload(
-        self, onload_device: str | torch.device = "cuda", *, use_stream: bool = False
-    ) -> None:
-        """Keep the transformer's weights in system memory and bring each layer over when its turn comes.
-
-        All else computes on ``onload_device`` too. A model that does not fit there is loaded with
-        ``device="cpu"`` and the ``torch_dtype`` it shall compute in, then offloaded.
-
-        Raises:
-            InputError: no such device, or a model under group offload already.
-        """
-        place = pick_device(str(onload_device))
-        with self._alone():
-            self._refuse_offloaded()
-            self.bundle = layer_by_layer(self.bundle, place, use_stream=use_stream)
-
-    def enable_layerwise_casting(
-        self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None
-    ) -> None:
-        """Store the transformer's weights in a smaller type, and cast each layer when its turn comes.
-
-        These are other weights, rounded: a run begun without them is not resumed with them.
-        """
-        with self._alone():
-            self.bundle = stored(self.bundle, storage_dtype, compute_dtype)
-
-    def enable_vae_tiling(self) -> None:
-        """Decode in overlapping tiles: less memory, faint seams.
-
-        Raises:
-            InputError: the model's codec has no tiles.
-        """
-        if not hasattr(self.bundle.codec, "enable_tiling"):
-            raise InputError(f"{self.spec.name}'s codec has no tiles: its memory does not grow with length")
-        with self._alone():
-            self.bundle.codec.enable_tiling()
 
     # How it computes -------------------------------------------------------------------------------
 
@@ -224,12 +200,6 @@ class FramePackPipeline:
         """
         with self._alone():
             self.bundle = replace(self.bundle, attention=check_attention(name, self.device))
-
-    def _refuse_offloaded(self) -> None:
-        if self.bundle.execution is not None:
-            raise InputError(
-                f"{self.spec.name} is under group offload, which places its weights: load it anew"
-            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -402,3 +372,18 @@ class FramePackPipeline:
     def _decode(run: PreparedRun, latents: torch.Tensor) -> Iterator[np.ndarray]:
         decoded = decode_frames(run.bundle.codec, lambda at: latents[:, :, list(at)], run.plan.shown)
         return run.shown(decoded)
+
+
+def _policy(memory: str, devices: int) -> Policy:
+    """Of a pipeline, which knows of no video yet, and stays in one process."""
+    if memory == AUTO:
+        raise InputError(
+            "memory 'auto' needs a video to choose for: ask framepack estimate, and give the policy it names"
+        )
+    policy = find_policy(memory)
+    if devices > 1 and policy.placement != SPLIT:
+        raise InputError(
+            f"{devices} devices: a pipeline has one with memory '{memory}': choose 'split', or framepack "
+            "generate --devices"
+        )
+    return policy

@@ -20,7 +20,8 @@ from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import Selection
 from framepack.generation.splitting import devices_for, split
 from framepack.models.bundle import Bundle
-from framepack.models.loading import move_companions
+from framepack.models.loading import load_bundle, move_companions
+from framepack.models.source import Source
 from framepack.resources.machine import GB, device_memory
 from framepack.resources.policy import AUTO, FP8, FULL, LAYER, MODEL, POLICIES, SPLIT, Policy, find_policy
 
@@ -84,6 +85,25 @@ def _estimated(
         dtype=request.dtype,
         memory=min(map(device_memory, cards)) / GB,
     )
+
+
+def load_placed(
+    source: Source, policy: Policy, device: torch.device, dtype: torch.dtype, devices: int = 1
+) -> Bundle:
+    """Read a model and put its weights where a policy has them; from mapped files they go straight there.
+
+    Args:
+        devices: as in `place`.
+
+    Raises:
+        ModelError: see `load_bundle`. InputError: see `place`.
+    """
+    if policy.name == FULL:
+        return load_bundle(source, device, dtype)
+    if policy.placement == SPLIT:
+        devices_for(policy, device, devices)  # refused before anything is read
+    read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
+    return place(read, policy, device, devices)
 
 
 def place(bundle: Bundle, policy: Policy, device: torch.device, devices: int = 1) -> Bundle:

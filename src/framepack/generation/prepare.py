@@ -12,22 +12,20 @@ import torch
 from framepack.errors import InputError
 from framepack.generation.config import RunConfig, resolve
 from framepack.generation.devices import check_devices
-from framepack.generation.placement import place, policy_for
+from framepack.generation.placement import load_placed, policy_for
 from framepack.generation.places import Places
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import Known, PreparedRun
 from framepack.generation.selection import Selection, select
 from framepack.generation.shortage import TILED, tiled_if_short, told_if_short
-from framepack.generation.splitting import devices_for
 from framepack.models.attention import check_attention
 from framepack.models.bundle import Bundle, compiled
 from framepack.models.codebook import check_codebook
 from framepack.models.device import pick_device, pick_dtype
-from framepack.models.loading import load_bundle
 from framepack.models.lora import Lora, apply_loras, digest, remove_loras
 from framepack.models.source import CODEBOOK, resolve_model
 from framepack.models.step_cache import StepCache, check_stages
-from framepack.resources.policy import FULL, SPLIT
+from framepack.resources.policy import SPLIT
 from framepack.sampling.solvers import check_solver
 
 HELD = 2
@@ -62,16 +60,10 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         device = pick_device(request.device)
         policy = policy_for(request, selection, device)
         attention = check_attention(request.attention, device)
-        if policy.placement == SPLIT:
-            devices_for(policy, device, request.devices)
-        elif request.devices > 1:
+        if request.devices > 1 and policy.placement != SPLIT:
             check_devices(request.devices, device, source, attention)
         dtype = pick_dtype(request.dtype, device)
-        if policy.name == FULL:
-            bundle = load_bundle(source, device, dtype)
-        else:
-            read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
-            bundle = place(read, policy, device, request.devices)
+        bundle = load_placed(source, policy, device, dtype, request.devices)
         bundle = replace(bundle, attention=attention)
         if request.compile:
             bundle = compiled(bundle)
