@@ -124,7 +124,7 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="bundled", help="name or folder")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of them")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 3], help="numbers of them")
     parser.add_argument("--seconds", type=float, default=5.0, help="of video")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--size", default="auto")
