@@ -2,13 +2,15 @@
 
 Each number of devices makes the same request as ``framepack generate`` does, in turn and several times over,
 every time in a process of its own, whose peak of memory is then that of one run. The first section is told
-apart: the other processes are started and load the model in it.
+apart: the other processes are started and load the model in it. Without a model it is a HunyuanVideo of
+random weights with two heads, which two devices can share.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -25,9 +27,11 @@ from framepack.generation.selection import select
 from framepack.models.device import pick_device
 from framepack.models.source import resolve_model
 from framepack.resources.machine import machine
+from shared.peer_weights import Sizes, save_framepack
 from shared.report import Report, Table, carry_out
 from shared.runs import MIB, RunCost, measure
 
+SIZES = Sizes(width=256, blocks=2, channels=4, side=256, steps=8)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -50,6 +54,15 @@ def section_seconds(costs: Sequence[RunCost]) -> float:
 
 
 def benchmark(options: argparse.Namespace, command: str, console: Console) -> Report:
+    if options.model is not None:
+        return compared(options, command, console)
+    with tempfile.TemporaryDirectory() as folder:
+        save_framepack(Path(folder), SIZES)
+        given = {"model": folder, "size": f"{SIZES.side}x{SIZES.side}"}
+        return compared(argparse.Namespace(**vars(options) | given), command, console)
+
+
+def compared(options: argparse.Namespace, command: str, console: Console) -> Report:
     source, device = resolve_model(options.model), pick_device(options.device)
     requests = {
         count: GenerateRequest(
@@ -123,10 +136,10 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="bundled", help="name or folder")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 3], help="numbers of them")
+    parser.add_argument("--model", help="name or folder; by default of random weights")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of them")
     parser.add_argument("--seconds", type=float, default=5.0, help="of video")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=SIZES.steps)
     parser.add_argument("--size", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", help="the model's own by default")
