@@ -77,6 +77,7 @@ def compared(options: argparse.Namespace, command: str, console: Console) -> Rep
             device=options.device,
             dtype=options.dtype,
             devices=count,
+            untrained=True,  # what is made is not looked at
         )
         for count in dict.fromkeys(options.devices)
     }
