@@ -57,8 +57,9 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
     if options.model is not None:
         return compared(options, command, console)
     with tempfile.TemporaryDirectory() as folder:
-        save_framepack(Path(folder), SIZES)
-        given = {"model": folder, "size": f"{SIZES.side}x{SIZES.side}"}
+        model = Path(folder) / "random weights"
+        save_framepack(model, SIZES)
+        given = {"model": str(model), "size": f"{SIZES.side}x{SIZES.side}"}
         return compared(argparse.Namespace(**vars(options) | given), command, console)
 
 
