@@ -203,7 +203,7 @@ def test_refused_before_anything_is_loaded(home: Path, monkeypatch: pytest.Monke
     def load(*rest: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("framepack.generation.prepare.load_bundle", load)
+    monkeypatch.setattr("framepack.generation.prepare.load_placed", load)
     with pytest.raises(InputError, match="3 devices"):
         prepare(request_of(home, "plain", devices=3))
     with pytest.raises(InputError, match="0 devices: use 1 or more"):
