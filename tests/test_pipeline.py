@@ -216,7 +216,7 @@ def test_kernels_made_under_group_offload_are_offloaded_too(tmp_path: Path) -> N
     bundle = load_bundle(str(save_tiny(tmp_path / "m")), cpu)
     asked = {"schedule": "geometric", "untrained": True}
     plain = latents(FramePackPipeline(load_bundle(str(tmp_path / "m"), cpu)), **asked)
-    pipe = FramePackPipeline(layer_by_layer(bundle, cpu, use_stream=False))
+    pipe = FramePackPipeline(layer_by_layer(bundle, cpu))
     before = set(pipe.transformer.packing_kernels.projections)
     assert torch.equal(latents(pipe, **asked), plain)
     made = set(pipe.transformer.packing_kernels.projections) - before

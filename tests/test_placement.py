@@ -59,7 +59,7 @@ def test_where_weights_lie_changes_nothing(model, tmp_path):
     wanted = latents(load_bundle(str(model)), tmp_path / "full")
     turns = in_turns(load_bundle(str(model), computes=False), CPU)
     assert torch.equal(latents(turns, tmp_path / "turns"), wanted)
-    layers = layer_by_layer(load_bundle(str(model), computes=False), CPU, use_stream=False)
+    layers = layer_by_layer(load_bundle(str(model), computes=False), CPU)
     assert torch.equal(latents(layers, tmp_path / "layers"), wanted)
     assert turns.digest == layers.digest == load_bundle(str(model)).digest
     assert turns.conditioner.streamed and turns.device == CPU  # type: ignore[attr-defined]

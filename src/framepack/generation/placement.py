@@ -132,7 +132,7 @@ def place(bundle: Bundle, policy: Policy, device: torch.device, devices: int = 1
     if device.type == "cpu":
         return bundle
     if policy.placement == LAYER:
-        return layer_by_layer(bundle, device, use_stream=device.type == "cuda")
+        return layer_by_layer(bundle, device)
     if policy.placement == MODEL:
         return in_turns(bundle, device)
     bundle.transformer.to(device)
@@ -156,24 +156,22 @@ def stream_encoders(bundle: Bundle, wanted: bool) -> None:
 # Stored smaller ------------------------------------------------------------------------------------------
 
 
-def stored(bundle: Bundle, storage: str | torch.dtype, compute_dtype: torch.dtype | None = None) -> Bundle:
+def stored(bundle: Bundle, storage: str) -> Bundle:
     """The model with its transformer's weights rounded for storage; its digest is another one.
 
     Args:
-        storage: "fp8" (E4M3), "nf4" (Dettmers and others 2023, "QLoRA"), or a dtype for each layer to be
-            cast from. compute_dtype: that layers compute in; the transformer's own by default.
+        storage: "fp8" (E4M3), or "nf4" (Dettmers and others 2023, "QLoRA").
 
     Raises:
         InputError: nf4 without bitsandbytes.
     """
-    transformer, dtype = bundle.transformer, compute_dtype or bundle.transformer.dtype
+    transformer, dtype, kind = bundle.transformer, bundle.transformer.dtype, storage
     if storage == FP8:
-        storage = torch.float8_e4m3fn
-    if isinstance(storage, torch.dtype):
-        transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        kind = str(torch.float8_e4m3fn)  # by which digests, and so runs, have known it
     else:
         _to_nf4(transformer, dtype)
-    digest = hashlib.sha256(f"{bundle.digest} stored in {storage}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{bundle.digest} stored in {kind}".encode()).hexdigest()
     return replace(bundle, digest=digest)
 
 
@@ -214,13 +212,13 @@ def _to_nf4(transformer: Any, dtype: torch.dtype) -> None:
 # Elsewhere until they are needed -------------------------------------------------------------------------
 
 
-def layer_by_layer(bundle: Bundle, device: torch.device, *, use_stream: bool) -> Bundle:
+def layer_by_layer(bundle: Bundle, device: torch.device) -> Bundle:
     """Leave the transformer's weights in system memory and bring each layer over when its turn comes.
 
-    Args:
-        use_stream: bring the next layer while one computes; for CUDA.
+    With CUDA the next layer is brought while one computes.
     """
     bundle.transformer.to("cpu")
+    use_stream = device.type == "cuda"
     bundle.transformer.enable_group_offload(
         onload_device=device,
         offload_device=torch.device("cpu"),
