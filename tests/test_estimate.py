@@ -192,13 +192,13 @@ def test_activations_are_those_of_a_section_that_runs(family, request):
     assert found.section_operations == pytest.approx(found.steps * measured.operations / 2, rel=1e-6)
 
 
-def decoded(codec, latents: int, size: tuple[int, int]) -> int:
-    """Most bytes at once of a real decode, beside the weights."""
+def decoded(codec, latents: int, size: tuple[int, int], *, copies: bool = True) -> int:
+    """Most bytes at once of a real decode, beside the weights; ``copies`` as of a Tally."""
     torch.manual_seed(0)
     stride = codec.spatial_stride
     video = torch.randn(1, codec.latent_channels, latents, size[0] // stride, size[1] // stride)
     timeline = Timeline(frames=1 + (latents - 1) * codec.temporal_stride, fps=8.0, stride=4)
-    with Tally(tensors_in(codec)) as tally:
+    with Tally(tensors_in(codec), copies=copies) as tally:
         before = tally.live
         frames = sum(1 for _ in decode_frames(codec, lambda at: video[:, :, list(at)], timeline))
     assert frames == timeline.frames
@@ -222,6 +222,19 @@ def test_decoding_takes_what_a_real_decode_takes(family, tiled, latents, request
     assert found.activations == pytest.approx(real, rel=0.15)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_convolution_on_a_cpu_copies_what_it_is_given(mode):
+    convolution = torch.nn.Conv3d(4, 2, 3)
+    with mode():
+        given = torch.zeros(1, 4, 8, 8, 8)
+        peaks = []
+        for copies in (False, True):
+            with Tally(copies=copies) as tally:
+                made = convolution(given)
+            peaks.append(tally.peak)
+    assert peaks == [made.nbytes, made.nbytes + given.nbytes]
+
+
 def test_caches_of_other_tiles_lie_in_the_system(wan):
     """What a real decode in tiles holds, less the caches of all tiles but one."""
     codec, architecture = load_codec(wan / "vae"), find_architecture(str(wan))
@@ -238,7 +251,7 @@ def test_caches_of_other_tiles_lie_in_the_system(wan):
         for cache in decoder._caches.values()
     ]
     assert len(caches) == 12
-    real, found = decoded(codec, 5, SIZE), cost.decode(5, tiled=True)
+    real, found = decoded(codec, 5, SIZE, copies=False), cost.decode(5, tiled=True)
     assert found.activations == pytest.approx(real - (sum(caches) - max(caches)), rel=0.15)
     assert found.activations < 0.7 * real
     # There and back with every push of two latents.
@@ -261,7 +274,7 @@ def test_the_whole_run_holds_what_was_foretold(tiny):
     """Everything on one device: the peak of a video that is really made, frames and all."""
     found = of(tiny, size=(32, 32), seconds=2)
     pipe = FramePackPipeline.from_pretrained(tiny, torch_dtype=torch.float32, device="cpu")
-    with Tally([*tensors_in(pipe.transformer), *tensors_in(pipe.bundle.codec)]) as tally:
+    with Tally([*tensors_in(pipe.transformer), *tensors_in(pipe.bundle.codec)], copies=True) as tally:
         video = pipe("a red ball moves right", image=picture(32, 32), num_frames=found.frames)
     assert len(video.frames) == found.frames
     choice = next(c for c in found.choices if c.policy.name == "full")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from framepack.cli import app
@@ -19,7 +21,8 @@ from framepack.generation.run import PreparedRun
 from framepack.generation.shortage import TILED
 from framepack.models.bundle import Bundle
 from framepack.models.device import ran_out
-from framepack.models.loading import load_bundle
+from framepack.models.loading import ALIGNMENT, align, load_bundle
+from framepack.models.shards import SUFFIX
 from framepack.video.io import read_video
 from tiny import SIZE, tiny_bundle
 from tiny_clips import save_model
@@ -54,6 +57,35 @@ def job(folder: Path, bundle: Bundle, **values: object) -> PreparedRun:
     }
     settings |= {"untrained": True, "out": folder / "v.mp4", "workdir": folder / "run"} | values
     return prepare(GenerateRequest(**settings), bundle)  # type: ignore[arg-type]
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that this process holds."""
+    held, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            ours = line.endswith(str(file))
+        elif ours and line.startswith("Rss:"):
+            held += 1024 * int(line.split()[1])
+    return held
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell what is mapped")
+def test_weights_that_move_out_of_a_mapped_file_are_held_once(tmp_path):
+    sizes = {"first": (1000, 1000), "odd": (3,), "second": (999, 1001)}
+    written = {name: torch.randn(shape) for name, shape in sizes.items()}
+    save_file(written, tmp_path / f"weights{SUFFIX}")
+    read = load_file(tmp_path / f"weights{SUFFIX}")
+    module = torch.nn.ParameterDict({name: torch.nn.Parameter(tensor) for name, tensor in read.items()})
+    moved = {name for name, tensor in read.items() if tensor.data_ptr() % ALIGNMENT}
+    assert all(torch.equal(module[name], written[name]) for name in sizes)  # now it is in memory
+    stays = sum(read[name].nbytes for name in set(sizes) - moved)
+    assert moved and resident(tmp_path / f"weights{SUFFIX}") >= 8e6
+    align(module)
+    assert resident(tmp_path / f"weights{SUFFIX}") <= stays + 6 * mmap.PAGESIZE
+    for name in sizes:
+        assert module[name].data_ptr() % ALIGNMENT == 0
+        assert torch.equal(module[name], written[name]) and torch.equal(read[name], written[name])
 
 
 def frames_of(path: Path) -> np.ndarray:

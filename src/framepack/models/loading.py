@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from framepack.conditioning.words import WordConditioner
 from framepack.errors import InputError, ModelError
 from framepack.models.bundle import Bundle, Codec
 from framepack.models.codebook import load_codebook
+from framepack.models.shards import SUFFIX
 from framepack.models.source import CODEBOOK, OWN_PARTS, Source, resolve_model
 from framepack.models.spec import ModelSpec
 from framepack.models.step_cache import read_ratios
@@ -91,7 +94,7 @@ def load_on(source: Source, device: torch.device, dtype: torch.dtype, *, compute
     """
     transformer = load_transformer(source, dtype).to(device)
     if computes and device.type == "cpu":
-        _align(transformer)
+        align(transformer)
     return transformer
 
 
@@ -124,15 +127,38 @@ def _conditioner(source: Source, device: torch.device) -> Any:
     return HunyuanVideoConditioner(source.parts, device)
 
 
-def _align(module: torch.nn.Module) -> None:
+def align(module: torch.nn.Module) -> None:
     """Move weights that a mapped file has at odd addresses to where PyTorch itself would have put them.
 
     Sums on a CPU round by the address of what is summed: without this, a model saved again, under a header
-    of another length, would differ in its last digits.
+    of another length, would differ in its last digits. What is read of the file is given back one by one, or
+    all would be held twice until the last of them has moved.
     """
+    mapped = _mapped_files()
     for parameter in module.parameters():
         if parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
+            read = parameter.data
+            parameter.data = read.clone()
+            _give_back(read, mapped)
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Addresses of this process at which weights files are mapped, first and beyond; none where unknown."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    ranges = (line.split("-", 1) for line in lines if line.endswith(SUFFIX))
+    return [(int(first, 16), int(rest.split(" ", 1)[0], 16)) for first, rest in ranges]
+
+
+def _give_back(tensor: torch.Tensor, mapped: Sequence[tuple[int, int]]) -> None:
+    """Have the system drop the pages of a mapped file that a tensor fills; looking there reads them again."""
+    start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < stop and any(first <= start and stop <= beyond for first, beyond in mapped):
+        drop = ctypes.CDLL(None).madvise
+        drop(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 
 def check_parts(spec: ModelSpec, transformer: Any, codec: Codec, conditioner: Any) -> None:

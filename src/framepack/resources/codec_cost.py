@@ -51,7 +51,7 @@ class CodecCost:
 
         spec = architecture.spec
         self.grid, self.spec = grid, spec
-        self._mode = FakeTensorMode()
+        self._mode, self._copies = FakeTensorMode(), device.type == "cpu"
         config, _ = config_of(architecture, "codec")
         if config is not None:
             self.published, self.what = False, FrameAutoencoder.__name__
@@ -88,7 +88,8 @@ class CodecCost:
 
     def _run(self, work: Callable[[Callable[[], int]], None]) -> tuple[int, int]:
         """Most bytes beside the weights, and operations; ``work`` is given what tells those so far."""
-        with torch.no_grad(), self._mode, Tally(tensors_in(self._codec), apart=PARKING) as tally:
+        tally = Tally(tensors_in(self._codec), apart=PARKING, copies=self._copies)
+        with torch.no_grad(), self._mode, tally:
             before = tally.live
             with operation_counter() as counter:
                 alike = Alike(tally, counter.get_total_flops)

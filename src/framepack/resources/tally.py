@@ -1,7 +1,8 @@
 """Peaks of memory: what tensors take, counted as they come and go, or what a GPU's allocator gave out.
 
-Counting sees every tensor that PyTorch makes, with what autograd keeps, and no buffers inside a kernel. It is
-the same for tensors without data, so that what this machine cannot carry out can be counted too.
+Counting sees every tensor that PyTorch makes, with what autograd keeps, and no buffers inside a kernel, but
+for one that it is told of. It is the same for tensors without data, so that what this machine cannot carry
+out can be counted too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+CONVOLUTIONS = [getattr(torch.ops.aten, name) for name in ("convolution", "conv1d", "conv2d", "conv3d")]
+"""The first is what the others come to, but for inference mode."""
 
 
 class Meter(Protocol):
@@ -45,12 +49,19 @@ class Tally(TorchDispatchMode):
     Args:
         held: tensors from before, which count from the beginning.
         apart: a device whose tensors do not count.
+        copies: the one that a convolution on a CPU makes of its input, in oneDNN's own layout, counts.
     """
 
-    def __init__(self, held: Iterable[torch.Tensor] = (), apart: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        held: Iterable[torch.Tensor] = (),
+        apart: torch.device | None = None,
+        *,
+        copies: bool = False,
+    ) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.apart = apart
+        self.apart, self.copies = apart, copies
         self._known: dict[int, int] = {}
         for tensor in held:
             self._hold(tensor)
@@ -104,6 +115,8 @@ class Tally(TorchDispatchMode):
             for leaf in tree_leaves(made):
                 if isinstance(leaf, torch.Tensor):
                     self._hold(leaf)
+            if self.copies and func.overloadpacket in CONVOLUTIONS:
+                self.peak = max(self.peak, self.live + args[0].nbytes)
         return made
 
 
