@@ -43,7 +43,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = ("--image", str(EXAMPLES / "demo.png"), "--prompt", "A red ball rolls.")
 STEPS = ("--set", "steps=2", "--set", "batch=1", "--set", "samples.every=null")
 """Of training: the second step finds all that stays between them."""
-CLIP = 5
+CLIP = 3
 """Seconds of the clips that are trained on."""
 SECTION = 9
 """Latent frames of a section of the models made here."""
@@ -147,7 +147,7 @@ CASES = (
     Case(name="video, fp8", model="Wan 2.1 1.3B", side=256, options=SHORT, memory="fp8"),
     Case(name="video", model="HunyuanVideo, 2 and 4 blocks", side=192, options=SHORT),
     Case(name="LoRA", model="Wan 2.1 1.3B", side=256, recipe="lora"),
-    Case(name="all weights", model="HunyuanVideo, 1 and 1 block, 16 heads", side=256, recipe="full"),
+    Case(name="all weights", model="HunyuanVideo, 1 and 1 block, 16 heads", side=192, recipe="full"),
     Case(name="video", model="bundled", side=384, options=("--seconds", "10", "--steps", "2")),
 )
 

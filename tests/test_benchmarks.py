@@ -19,6 +19,7 @@ from framepack.metrics.drift import drift
 from framepack.planning.method import METHODS
 from framepack.training.check import held_out_scenes, inside
 from tiny import SECTION, SIZE, save_tiny, tiny_bundle, tiny_spec
+from tiny_clips import save_model
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -437,6 +438,30 @@ def peers_found(folder: Path, *more: str) -> dict:
     arguments = [*sizes, "--no-released", *more, "--out", str(folder / "found.json")]
     assert load("peer_pipeline").main(arguments) == 0
     return json.loads((folder / "found.json").read_text())
+
+
+def test_estimates_stand_beside_what_commands_take(monkeypatch, tmp_path, capsys):
+    module = load("estimate")
+    monkeypatch.setattr(module, "alone", lambda work, *given: work(*given))
+    monkeypatch.setattr(module, "adopted", lambda name, folder: str(save_model(name, folder / name)))
+    monkeypatch.setattr(module, "CLIP", 2)
+    monkeypatch.setattr(module, "SECTION", 2)
+    cases = (
+        module.Case(name="video", model="wan", side=64, options=("--seconds", "1", "--steps", "1")),
+        module.Case(name="LoRA", model="wan", side=64, recipe="lora"),
+    )
+    monkeypatch.setattr(module, "CASES", cases)
+    assert module.main(["--folder", str(tmp_path), *outputs(tmp_path)]) == 0
+    video, training = json.loads((tmp_path / "found.json").read_text())["cases"]
+    for row in (video, training):
+        assert row["ratio"] == pytest.approx(row["estimated"] / row["measured"]) and row["measured"] > 0
+        assert 1e5 < row["estimated"] < 1e9 and row["before"] > 1e8 and row["seconds"] > 0
+    assert "wan: LoRA, 64 x 64" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        module.main(["--case", "3"])
+    assert "--case 3: give 1 to 2" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="framepack generate --nothing.*nothing"):
+        module.run(["generate", "--nothing"])
 
 
 def check_peer(row: dict, frames: list[int]) -> None:
