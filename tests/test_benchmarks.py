@@ -444,6 +444,7 @@ def test_estimates_stand_beside_what_commands_take(monkeypatch, tmp_path, capsys
     module = load("estimate")
     monkeypatch.setattr(module, "alone", lambda work, *given: work(*given))
     monkeypatch.setattr(module, "adopted", lambda name, folder: str(save_model(name, folder / name)))
+    monkeypatch.setattr(module, "M_MMAP_THRESHOLD", 0)  # nothing: this process goes on
     monkeypatch.setattr(module, "CLIP", 2)
     monkeypatch.setattr(module, "SECTION", 2)
     cases = (
@@ -455,12 +456,12 @@ def test_estimates_stand_beside_what_commands_take(monkeypatch, tmp_path, capsys
     video, training = json.loads((tmp_path / "found.json").read_text())["cases"]
     for row in (video, training):
         assert row["ratio"] == pytest.approx(row["estimated"] / row["measured"]) and row["measured"] > 0
-        assert 1e5 < row["estimated"] < 1e9 and row["before"] > 1e8 and row["seconds"] > 0
+        assert 1e5 < row["estimated"] < 1e9 and row["before"] > 1e8 and min(row["seconds"]) > 0
     assert "wan: LoRA, 64 x 64" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         module.main(["--case", "3"])
     assert "--case 3: give 1 to 2" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="framepack generate --nothing.*nothing"):
+    with pytest.raises(RuntimeError, match=r"framepack generate --nothing: .*nothing"):
         module.run(["generate", "--nothing"])
 
 
