@@ -1,10 +1,11 @@
-"""Step caches: how much faster, and how far from what every step computed would have come to.
+"""Step caches and precisions: how much faster, and how far from what every step computed would have come to.
 
 Held-out scenes of the procedural world are continued from their first frame, once plain and once with each
 cache, from the same noise. Each is compared with the plain video of its own precision: closeness, whether
 the object is still of the told colour and moves as told (evaluation.truth), and how far sharpness and colour
 drift beyond the world's own. Beside them stands what fewer steps would have come to, which any cache has to
-beat. Magnitude ratios that the model does not bring are measured first, on other scenes.
+beat. Magnitude ratios that the model does not bring are measured first, on other scenes. A second table
+compares the precisions, without a cache, with the first of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,17 @@ from framepack.errors import InputError
 from framepack.evaluation.truth import TRUTH, words_of
 from framepack.generation.decode import decode_frames
 from framepack.generation.pipeline import FramePackPipeline
+from framepack.generation.placement import load_placed
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
 from framepack.metrics.metric import Subject
 from framepack.models.bundle import Bundle
 from framepack.models.device import pick_device
-from framepack.models.loading import load_bundle
+from framepack.models.source import resolve_model
 from framepack.models.step_cache import StepCache
 from framepack.resources.machine import machine
+from framepack.resources.policy import FULL, find_policy
 from framepack.training.check import psnr, sentences
 from shared.report import Report, Table, carry_out, check_file, finite
 
@@ -58,7 +62,10 @@ DRIFTS = {"laplacian-variance": "drift: sharpness, %", "colourfulness": "colourf
 
 @dataclass(frozen=True)
 class Kind:
-    """One row: how a video is made. ``steps`` other than the model's own are what fewer steps come to."""
+    """One row: how a video is made. ``steps`` other than the model's own are what fewer steps come to.
+
+    dtype: what the transformer computes in, or what it is stored in by a policy of that name.
+    """
 
     dtype: str
     steps: int
@@ -66,6 +73,11 @@ class Kind:
 
     def label(self, own: int) -> str:
         return self.cache or (PLAIN if self.steps == own else f"{self.steps} steps")
+
+    @property
+    def value(self) -> str:
+        """What sets it apart from others of its line in the plot."""
+        return str(self.steps) if self.cache is None else self.cache.partition("=")[2]
 
 
 @dataclass(kw_only=True)
@@ -174,7 +186,7 @@ def judged(made: Made, clips: Sequence[Clip], fps: float) -> dict[str, list[floa
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One kind against plain of its own precision: ratios of time turn by turn, the rest clip by clip."""
+    """One kind against another one's videos: ratios of time turn by turn, the rest clip by clip."""
 
     kind: Kind
     faster: list[float]
@@ -185,12 +197,13 @@ class Row:
 
 
 def rows_of(
-    found: dict[Kind, Made], clips: Sequence[Clip], options: argparse.Namespace, fps: float
+    found: dict[Kind, Made], plains: dict[Kind, Kind], clips: Sequence[Clip], fps: float
 ) -> list[Row]:
+    """Rows of the kinds that ``plains`` names, each against the one it is compared with."""
     truth = scores_of([clip.truth for clip in clips])
     rows = []
-    for kind, made in found.items():
-        plain = found[Kind(kind.dtype, options.steps)]
+    for kind, against in plains.items():
+        made, plain = found[kind], found[against]
         scores = scores_of(made.videos)
         rows.append(
             Row(
@@ -210,21 +223,20 @@ def rows_of(
     return rows
 
 
-def table_of(rows: Sequence[Row], options: argparse.Namespace) -> Table:
+def table_of(rows: Sequence[Row], plains: dict[Kind, Kind], title: str, options: argparse.Namespace) -> Table:
     def line(row: Row) -> tuple[str, ...]:
-        plain = row.kind == Kind(row.kind.dtype, options.steps)
         return (
             f"{row.kind.dtype}, {row.kind.label(options.steps)}",
             f"{np.median(row.faster):.2f} x",
             f"{row.computed:.0%}",
-            "-" if plain else cell(row.psnr),
+            "-" if plains[row.kind] == row.kind else cell(row.psnr),
             *(cell(row.judged[name]) for name in JUDGED),
             *(cell(row.drifts[name]) for name in DRIFTS),
         )
 
     told = (f"{name}, %" for name in JUDGED.values())
     return Table(
-        title=f"{options.clips} clips of {options.frames} frames, {options.steps} steps a section",
+        title=f"{title}: {options.clips} clips of {options.frames} frames, {options.steps} steps a section",
         columns=("precision, cache", "faster", "computed", "PSNR to plain, dB", *told, *DRIFTS.values()),
         rows=tuple(map(line, rows)),
         notes=(
@@ -234,6 +246,7 @@ def table_of(rows: Sequence[Row], options: argparse.Namespace) -> Table:
             "told colour, moves as told: share of frames and windows; a video that plain has wrong counts as "
             "well",
             "drift: |first 15 % - last 15 %| of the difference to the scene, in % of the scene's mean",
+            "plain: of the caches that of their own precision, of the precisions the first of them",
         ),
     )
 
@@ -259,13 +272,26 @@ def plot(path: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
             ]
             if not mine:
                 continue
-            points = sorted((float(np.median(r.faster)), float(np.mean(r.psnr)), r.kind) for r in mine)
+            points = sorted(
+                ((float(np.median(r.faster)), float(np.mean(r.psnr)), r.kind) for r in mine),
+                key=lambda point: point[:2],
+            )
             label = "fewer steps" if name == "steps" else name
             x, y = [point[0] for point in points], [point[1] for point in points]
             axes.plot(x, y, "o-", color=colour, label=label, ms=5)
-            for across, up, kind in points:
-                said = str(kind.steps) if kind.cache is None else kind.cache.partition("=")[2]
-                axes.annotate(said, (across, up), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+            above = name == "steps"
+            for _, group in groupby(points, key=lambda point: round(point[1], 1)):
+                alike = list(group)  # values that skip nothing are all the same video, and share a label
+                axes.annotate(
+                    ", ".join(kind.value for *_, kind in alike),
+                    alike[-1][:2],
+                    xytext=(4, 4) if above else (-4, -4),
+                    ha="left" if above else "right",
+                    va="bottom" if above else "top",
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=colour,
+                )
         axes.set_title(dtype)
         axes.set_xlabel("times as fast as plain")
         axes.axvline(1, color="#33383d", lw=0.8)
@@ -296,6 +322,17 @@ def findings_of(rows: Sequence[Row], options: argparse.Namespace) -> list[str]:
             told = f"{np.median(row.faster):.2f} x as fast, faster than any fewer steps here"
         lines.append(f"{row.kind.dtype}, {row.kind.cache}: {told}")
     return lines
+
+
+def as_data(row: Row) -> dict[str, Any]:
+    measured = {
+        name: [finite(value) for value in values] for name, values in (row.judged | row.drifts).items()
+    }
+    return {
+        **{"dtype": row.kind.dtype, "steps": row.kind.steps, "cache": row.kind.cache},
+        **{"faster": row.faster, "computed": row.computed, "psnr": row.psnr},
+        **measured,
+    }
 
 
 # The benchmark -----------------------------------------------------------------------------------------
@@ -332,7 +369,17 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
         )
     device = pick_device(options.device)
     where = machine(str(device))
-    bundles = {name: load_bundle(options.model, device, getattr(torch, name)) for name in options.dtypes}
+    source = resolve_model(options.model)
+    computes = options.dtypes[-1]
+    bundles = {
+        name: load_placed(
+            source,
+            find_policy(name if name in options.stored else FULL),
+            device,
+            getattr(torch, computes if name in options.stored else name),
+        )
+        for name in (*options.dtypes, *options.stored)
+    }
     first = next(iter(bundles.values()))
     options.steps = options.steps or first.spec.steps
     clips = held_out_clips(first, options.clips + CALIBRATED, options.frames)
@@ -355,38 +402,32 @@ def benchmark(options: argparse.Namespace, command: str, console: Console) -> Re
             *(Kind(dtype, options.steps, cache) for cache in options.caches),
         )
     ]
+    kinds += [Kind(name, options.steps) for name in options.stored]
+    plains = {kind: Kind(kind.dtype, options.steps) for kind in kinds if kind.dtype in options.dtypes}
+    precisions = {Kind(name, options.steps): kinds[0] for name in bundles}
     with tempfile.TemporaryDirectory(prefix="framepack-benchmark-") as name:
         options.folder = Path(name)
         found = measure(bundles, kinds, clips, options, console)
-    rows = rows_of(found, clips, options, first.spec.fps)
+    rows = rows_of(found, plains, clips, first.spec.fps)
+    precise = rows_of(found, precisions, clips, first.spec.fps)
     if options.plot is not None:
         plot(options.plot, rows, options)
     return Report(
         name="Step caches",
         command=command,
         machine=where,
-        tables=(table_of(rows, options),),
+        tables=(
+            table_of(rows, plains, "Step caches", options),
+            table_of(precise, precisions, "Precisions", options),
+        ),
         findings=tuple(findings_of(rows, options)),
         data={
             "clips": options.clips,
             "frames": options.frames,
             "steps": options.steps,
             "ratios": list(ratios),
-            "rows": [
-                {
-                    "dtype": row.kind.dtype,
-                    "steps": row.kind.steps,
-                    "cache": row.kind.cache,
-                    "faster": row.faster,
-                    "computed": row.computed,
-                    "psnr": row.psnr,
-                    **{
-                        name: [finite(value) for value in values]
-                        for name, values in (row.judged | row.drifts).items()
-                    },
-                }
-                for row in rows
-            ],
+            "rows": list(map(as_data, rows)),
+            "precisions": list(map(as_data, precise)),
         },
     )
 
@@ -398,7 +439,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=49, help="of each clip, the given one included")
     parser.add_argument("--caches", nargs="*", default=CACHES, help="as --step-cache takes them")
     parser.add_argument("--fewer", nargs="*", type=int, default=(6, 5, 4, 3), help="steps without a cache")
-    parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
+    parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), help="with all caches")
+    parser.add_argument(
+        "--stored", nargs="*", default=("fp8",), help="fp8, nf4: without a cache, computing in the last dtype"
+    )
     parser.add_argument("--method", help="the model's own by default")
     parser.add_argument("--steps", type=int, help="the model's own by default")
     parser.add_argument("--guidance", type=float, help="the model's own by default")

@@ -332,6 +332,8 @@ def test_caches(tmp_path, capsys):
         "mag=10": pytest.approx(2 / 6),  # one retained, three skipped, and so on
         "taylorseer=2": pytest.approx(4 / 6),
     }
+    plain, stored = found["precisions"]
+    assert plain == found["rows"][0] and stored["dtype"] == "fp8" and 20 < stored["psnr"][0] < 60
     assert found["rows"][0]["psnr"] == [60.0] and all(row["psnr"][0] < 60 for row in found["rows"][1:])
     assert (tmp_path / "found.png").stat().st_size > 10_000
 
