@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +254,7 @@ COLOURS = {"first-block": "#1f6fb4", "mag": "#c8552b", "taylorseer": "#3b8f4f", 
 
 
 def plot(path: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Closeness against time by kind of cache, one panel a precision."""
+    """Closeness against time by kind of cache, one panel a precision; without values that skip nothing."""
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(row.kind.dtype for row in rows))
@@ -268,7 +267,7 @@ def plot(path: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
                 for row in rows
                 if row.kind.dtype == dtype
                 and (row.kind.cache or "steps").partition("=")[0] == name
-                and row.kind != Kind(dtype, options.steps)
+                and row.computed < 1
             ]
             if not mine:
                 continue
@@ -279,14 +278,13 @@ def plot(path: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
             label = "fewer steps" if name == "steps" else name
             x, y = [point[0] for point in points], [point[1] for point in points]
             axes.plot(x, y, "o-", color=colour, label=label, ms=5)
-            above = name == "steps"
-            for _, group in groupby(points, key=lambda point: round(point[1], 1)):
-                alike = list(group)  # values that skip nothing are all the same video, and share a label
+            right, above = name in ("steps", "first-block"), name == "steps"
+            for *point, kind in points:
                 axes.annotate(
-                    ", ".join(kind.value for *_, kind in alike),
-                    alike[-1][:2],
-                    xytext=(4, 4) if above else (-4, -4),
-                    ha="left" if above else "right",
+                    kind.value,
+                    point,
+                    xytext=(4 if right else -4, 4 if above else -4),
+                    ha="left" if right else "right",
                     va="bottom" if above else "top",
                     textcoords="offset points",
                     fontsize=7.5,
