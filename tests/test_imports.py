@@ -170,7 +170,7 @@ PUBLIC = {
 
 
 INTERNAL = {
-    "framepack.errors": ["first_line"],
+    "framepack.errors": ["first_line", "ran_out"],
     "framepack.packing.schedule": [
         "check_grid",
         "context_tensor_tokens",

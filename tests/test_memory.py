@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from framepack.cli import app
-from framepack.errors import OutOfMemoryError
+from framepack.errors import OutOfMemoryError, ran_out
 from framepack.generation.events import Event, Finished, Remark, SectionFinished
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun
 from framepack.generation.shortage import TILED
 from framepack.models.bundle import Bundle
-from framepack.models.device import ran_out
 from framepack.models.loading import ALIGNMENT, align, load_bundle
 from framepack.models.shards import SUFFIX
 from framepack.video.io import read_video

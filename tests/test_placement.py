@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from framepack.cli import app
-from framepack.errors import InputError
+from framepack.errors import InputError, OutOfMemoryError
 from framepack.generation import placement
+from framepack.generation.pipeline import FramePackPipeline
 from framepack.generation.placement import Turns, in_turns, layer_by_layer, place, stored
 from framepack.generation.prepare import prepare
 from framepack.generation.request import GenerateRequest
@@ -23,6 +25,8 @@ from framepack.generation.run import latents_of
 from framepack.generation.selection import select
 from framepack.models.bundle import Bundle
 from framepack.models.loading import load_bundle
+from framepack.models.source import resolve_model
+from framepack.resources import machine
 from framepack.resources.estimate import Estimate, estimate
 from framepack.resources.fitting import RESERVE
 from framepack.resources.hollow import find_architecture
@@ -32,7 +36,7 @@ from framepack.resources.tally import bytes_of
 from framepack.resources.weights import weigh
 from tiny_clips import save_model
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -139,7 +143,8 @@ def test_a_policy_does_what_its_name_says(model):
 
 def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(model, monkeypatch):
     request = GenerateRequest(model=str(model), prompt="a ball", seconds=1, memory="auto", untrained=True)
-    selection = select(request, find_architecture(str(model)).spec)
+    source = resolve_model(str(model))
+    selection = select(request, source.spec)
     counted: list[Estimate] = []
 
     def once(model: str, *, memory: float, **options: Any) -> Estimate:
@@ -149,9 +154,9 @@ def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(model, m
         choices = [replace(c, fits=c.device / GB + RESERVE <= memory) for c in counted[0].choices]
         return replace(counted[0], memory=memory * GB, choices=tuple(choices))
 
-    def chosen(room: float) -> str:
+    def chosen(room: float, memory: str = "auto") -> str:
         monkeypatch.setattr(placement, "device_memory", lambda device: room + RESERVE * GB)
-        return placement.policy_for(request, selection, torch.device("cuda")).name
+        return placement.policy_for(replace(request, memory=memory), source, selection, CUDA).name
 
     monkeypatch.setattr("framepack.resources.estimate.estimate", once)
     assert chosen(1e12) == "full"
@@ -162,7 +167,59 @@ def test_auto_is_what_fits_and_changes_least_and_refuses_before_loading(model, m
     assert chosen(plain[least] + 1) in [name for name, need in plain.items() if need <= plain[least] + 1]
     with pytest.raises(InputError, match=r"needs 0\.0 GB of the GPU .*; here are 0\.5 GB and"):
         chosen(min(needs.values()) - 1)
-    assert placement.policy_for(request, selection, CPU).name == "full"
+
+    # By name: what the transformer takes alone is known before anything is read.
+    weights = weigh(find_architecture(str(model)).hollow(dtype=torch.float32)).total
+    monkeypatch.setattr(placement, "pick_dtype", lambda name, device: torch.float32)
+    room = weights - RESERVE * GB
+    assert chosen(room, "full") == "full" and chosen(room - 1, "layers") == "layers"
+    small = next(choice for choice in counted[0].choices if choice.policy.name == "fp8")
+    counted[0] = replace(counted[0], choices=(replace(small, device=-GB),))
+    with pytest.raises(InputError, match=r"by memory policy .full., and cuda has 0\.0 GB: .* fp8, which"):
+        chosen(room - 1, "full")
+
+
+def test_a_cpu_is_estimated_for_auto_alone(model, monkeypatch):
+    request = GenerateRequest(model=str(model), prompt="a ball", seconds=1, memory="auto", untrained=True)
+    source = resolve_model(str(model))
+    selection = select(request, source.spec)
+
+    def chosen(**changes: Any) -> str:
+        return placement.policy_for(replace(request, **changes), source, selection, CPU).name
+
+    assert chosen() == "full"
+    monkeypatch.setattr(placement, "device_memory", lambda device: 1e6)
+    with pytest.raises(InputError, match=r"needs 0\.0 GB with --memory .* or --memory full to try it all"):
+        chosen()
+    assert chosen(memory="full") == chosen(devices=2) == "full"
+
+
+def test_memory_that_runs_out_while_loading_is_told(model, monkeypatch):
+    def no_memory(*values: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    # As diffusers meets it, where the folder must not be blamed for it.
+    monkeypatch.setattr("diffusers.models.modeling_utils.ModelMixin.from_pretrained", no_memory)
+    for memory in ("full", "fp8"):
+        told = f"was loaded on cpu by memory policy '{memory}': framepack estimate"
+        with pytest.raises(OutOfMemoryError, match=re.escape(told)):
+            FramePackPipeline.from_pretrained(model, device="cpu", memory=memory)
+    monkeypatch.setattr(placement, "device_memory", lambda device: 0)
+    monkeypatch.setattr("framepack.generation.pipeline.pick_device", lambda name: CUDA)
+    with pytest.raises(
+        InputError, match=r"and cuda has 0\.0 GB: framepack estimate tells which policies fit"
+    ):
+        FramePackPipeline.from_pretrained(model, memory="models")
+
+
+def test_a_container_has_what_it_may_have(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "LIMITS", (limit, tmp_path / "nothing"))
+    whole = machine.system_memory()
+    assert whole > 1e8
+    for told, there in (("max", whole), (str(2**70), whole), ("1048576", 2**20)):
+        limit.write_text(f"{told}\n")
+        assert machine.system_memory() == there
 
 
 def test_the_command_line_takes_a_policy_and_refuses_what_is_none(model, tmp_path):

@@ -396,7 +396,8 @@ def test_auto_splits_what_fits_one_only_rounded(told, folder, monkeypatch):
     from framepack.generation import placement
 
     asked = GenerateRequest(model=str(folder), prompt="a ball", seconds=1, memory="auto", untrained=True)
-    selection = select(asked, resolve_model(str(folder)).spec)
+    source = resolve_model(str(folder))
+    selection = select(asked, source.spec)
     sizes, fitting = {0: 24e9, 1: 16e9}, {}
 
     def found(model: str, *, devices: int, memory: float, **options: Any) -> Estimate:
@@ -410,7 +411,7 @@ def test_auto_splits_what_fits_one_only_rounded(told, folder, monkeypatch):
     def chosen(alone: str, together: str, *, gpus: int = 2, **changes: Any) -> str:
         fitting.update({1: alone.split(), 2: together.split()})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        return policy_for(replace(asked, **changes), selection, torch.device("cuda")).name
+        return policy_for(replace(asked, **changes), source, selection, torch.device("cuda")).name
 
     assert chosen("fp8 nf4", "split split-tiled split-fp8") == "split"
     assert chosen("fp8 nf4", "split split-tiled", gpus=1) == "fp8"

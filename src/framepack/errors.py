@@ -73,3 +73,11 @@ class OutputError(FramePackError, OSError):
 
 class RunConflictError(OutputError):
     """A work folder that belongs to another configuration."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an allocator of any device refused: on CPUs PyTorch has no class of error for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, by its name
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in told or "out of memory" in told)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from framepack.errors import ModelError, first_line
+from framepack.errors import ModelError, first_line, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,8 @@ def load_module(kind: Any, folder: Path, dtype: torch.dtype | str, also: Sequenc
             **{"dtype" if transformers_config else "torch_dtype": dtype},
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if ran_out(error):
+            raise  # nothing is wrong with the folder
         raise ModelError(f"'{folder}' cannot be loaded ({first_line(error)}): download it again") from error
     missing = sorted(report["missing_keys"])
     if missing:

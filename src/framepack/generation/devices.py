@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 
-from framepack.errors import FramePackError, InputError, LostProcessError, first_line
+from framepack.errors import FramePackError, InputError, LostProcessError, first_line, ran_out
 from framepack.generation import helper
 from framepack.generation.clock import Clock, peak_memory
-from framepack.models.device import ran_out
 from framepack.models.loading import load_on
 from framepack.models.lora import Lora, apply_loras
 from framepack.models.parallel import check_shareable, shared, shares_attention

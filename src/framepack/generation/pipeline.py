@@ -18,7 +18,7 @@ from framepack.errors import InputError
 from framepack.generation.decode import decode_frames
 from framepack.generation.events import Event, Step
 from framepack.generation.given import Keyframe
-from framepack.generation.placement import load_placed
+from framepack.generation.placement import load_placed, no_room
 from framepack.generation.prepare import prepare, with_loras
 from framepack.generation.request import GenerateRequest
 from framepack.generation.run import PreparedRun, latents_of
@@ -101,13 +101,16 @@ class FramePackPipeline:
 
         Raises:
             UnknownNameError: no such model or policy. ModelError: it cannot be loaded. InputError: no such
-                device, or a policy that it or the model cannot have.
+                device, or a policy that it or the model cannot have or there is no room for.
         """
         name = str(name_or_dir) if revision is None else f"{name_or_dir}@{revision}"
         policy = _policy(memory, devices)
         source = resolve_model(name, [str(part) for part in parts])
         place = pick_device(None if device is None else str(device))
         dtype = torch_dtype or pick_dtype("auto", place)
+        told = no_room(source, policy, place, dtype, devices)
+        if told is not None:
+            raise InputError(f"{told}: framepack estimate tells which policies fit")
         return cls(load_placed(source, policy, place, dtype, devices))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from framepack.errors import InputError
+from framepack.errors import InputError, OutOfMemoryError, ran_out
 from framepack.generation.request import GenerateRequest
 from framepack.generation.selection import Selection
 from framepack.generation.splitting import devices_for, split
 from framepack.models.bundle import Bundle
+from framepack.models.device import pick_dtype
 from framepack.models.loading import load_bundle, move_companions
 from framepack.models.source import Source
 from framepack.resources.machine import GB, device_memory
@@ -32,22 +33,61 @@ BLOCK = 64
 """Weights of nf4 that share a scale."""
 
 
-def policy_for(request: GenerateRequest, selection: Selection, device: torch.device) -> Policy:
+def policy_for(
+    request: GenerateRequest, source: Source, selection: Selection, device: torch.device
+) -> Policy:
     """The policy that a request names. ``auto`` is the one that changes least of those that fit.
 
     Of several GPUs that are asked for, all are used; where only one is, and nothing fits it without rounding
     weights, others that can be seen are.
 
     Raises:
-        UnknownNameError: no such policy. InputError: ``auto``, and none that fits.
+        UnknownNameError: no such policy. InputError: one that there is no room for, named or ``auto``.
     """
     if request.memory != AUTO:
-        return find_policy(request.memory)
-    if device.type != "cuda":
-        return POLICIES[FULL]
+        policy = find_policy(request.memory)
+        told = no_room(source, policy, device, pick_dtype(request.dtype, device), request.devices)
+        if told is not None:
+            fits = _fitting(request, selection, device)
+            raise InputError(f"{told}: choose --memory {fits.name}, which fits")
+        return policy
+    if device.type == "cpu" and request.devices > 1:
+        return POLICIES[FULL]  # processes that share its memory, for trying it out: not estimated
+    return _fitting(request, selection, device)
+
+
+def no_room(
+    source: Source, policy: Policy, device: torch.device, dtype: torch.dtype, devices: int = 1
+) -> str | None:
+    """Why a GPU cannot hold a policy's weights; None where it can, as far as the transformer's alone tell.
+
+    A CPU always can: what is mapped from files is read again, however slowly.
+
+    Args:
+        devices: as in `place`.
+    """
+    if device.type == "cpu" or policy.placement == LAYER:
+        return None
+    from framepack.resources.hollow import architecture_of
+    from framepack.resources.weights import weigh
+
+    held = weigh(architecture_of(source).hollow(dtype=dtype), policy.storage, dtype).total
+    cards = devices_for(policy, device, devices) if policy.placement == SPLIT else [device]
+    room = sum(map(device_memory, cards))
+    if held <= room:
+        return None
+    return (
+        f"the transformer of '{source.name}' takes {held / GB:.1f} GB by memory policy '{policy.name}', and "
+        f"{' and '.join(map(str, cards))} {'has' if len(cards) == 1 else 'have'} {room / GB:.1f} GB"
+    )
+
+
+def _fitting(request: GenerateRequest, selection: Selection, device: torch.device) -> Policy:
+    """Raises InputError: there is none."""
     found = _estimated(request, selection, device, request.devices)
     chosen = found.chosen
-    others = torch.cuda.device_count() if request.devices == 1 and device.index is None else 1
+    several = device.type == "cuda" and device.index is None and request.devices == 1
+    others = torch.cuda.device_count() if several else 1
     if others > 1 and (chosen is None or chosen.policy.storage is not None):
         spread = _estimated(request, selection, device, others).chosen
         if spread is not None and (chosen is None or spread.policy.storage is None):
@@ -56,19 +96,22 @@ def policy_for(request: GenerateRequest, selection: Selection, device: torch.dev
         return chosen.policy
     least = min(found.choices, key=lambda choice: (not choice.fits, choice.device))
     height, width = selection.size
+    needs, here = f"{least.device / GB:.1f} GB", f"{found.memory / GB:.1f} GB"
+    if device.type == "cuda":
+        needs += f" of the GPU and {least.system / GB:.1f} GB of the system"
+        here += f" and {found.system / GB:.1f} GB"
     raise InputError(
-        f"{found.model} at {width}x{height} needs {least.device / GB:.1f} GB of the GPU and "
-        f"{least.system / GB:.1f} GB of the system with --memory {least.policy.name}, the least there is; "
-        f"here are {found.memory / GB:.1f} GB and {found.system / GB:.1f} GB: choose a smaller --size or "
-        "--schedule"
+        f"{found.model} at {width}x{height} needs {needs} with --memory {least.policy.name}, the least there "
+        f"is; here are {here}: choose a smaller --size or --schedule"
+        + (", or --memory full to try it all the same" if device.type == "cpu" else "")
     )
 
 
 def _estimated(
     request: GenerateRequest, selection: Selection, device: torch.device, devices: int
 ) -> Estimate:
-    """What is asked for on so many GPUs of this machine, each taken for the smallest of them."""
-    from framepack.resources.estimate import estimate  # brings what counts without data, for auto alone
+    """What is asked for on so many GPUs of this machine, each taken for the smallest of them, or without."""
+    from framepack.resources.estimate import estimate  # brings what counts without data, where it is asked
 
     cards = [device] if devices == 1 else [torch.device("cuda", index) for index in range(devices)]
     timeline = selection.timeline
@@ -80,7 +123,7 @@ def _estimated(
         schedule=request.schedule,
         steps=request.steps,
         guidance=request.guidance,
-        device="cuda",
+        device=device.type,
         devices=devices,
         dtype=request.dtype,
         memory=min(map(device_memory, cards)) / GB,
@@ -96,14 +139,23 @@ def load_placed(
         devices: as in `place`.
 
     Raises:
-        ModelError: see `load_bundle`. InputError: see `place`.
+        ModelError: see `load_bundle`. InputError: see `place`. OutOfMemoryError: it did not fit.
     """
-    if policy.name == FULL:
-        return load_bundle(source, device, dtype)
     if policy.placement == SPLIT:
         devices_for(policy, device, devices)  # refused before anything is read
-    read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
-    return place(read, policy, device, devices)
+    try:
+        if policy.name == FULL:
+            return load_bundle(source, device, dtype)
+        read = load_bundle(source, "cpu", dtype, computes=device.type == "cpu")
+        return place(read, policy, device, devices)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    # Not in the handler, whose error holds all that was being loaded.
+    raise OutOfMemoryError(
+        f"memory ran out while '{source.name}' was loaded on {device} by memory policy '{policy.name}': "
+        "framepack estimate tells what fits"
+    )
 
 
 def place(bundle: Bundle, policy: Policy, device: torch.device, devices: int = 1) -> Bundle:

@@ -58,7 +58,7 @@ def prepare(request: GenerateRequest, bundle: Bundle | None = None) -> PreparedR
         held = source.repository is not None or CODEBOOK in source.parts
         check_codebook(selection.method, spec.name, present=held)
         device = pick_device(request.device)
-        policy = policy_for(request, selection, device)
+        policy = policy_for(request, source, selection, device)
         attention = check_attention(request.attention, device)
         if request.devices > 1 and policy.placement != SPLIT:
             check_devices(request.devices, device, source, attention)

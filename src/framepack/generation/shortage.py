@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from framepack.errors import OutOfMemoryError
+from framepack.errors import OutOfMemoryError, ran_out
 from framepack.generation.config import RunConfig
 from framepack.models.bundle import Bundle
-from framepack.models.device import ran_out, release
+from framepack.models.device import release
 
 TILED = "memory does not suffice for whole frames: they are encoded and decoded in tiles"
 TURNS = "memory does not suffice to decode a section while the next one is sampled: they take turns"

@@ -38,14 +38,6 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return getattr(torch, wanted)
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an allocator of any device refused: on CPUs PyTorch has no class of error for it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    told = str(error)
-    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in told or "out of memory" in told)
-
-
 def release(device: torch.device) -> None:
     """Give back what allocators keep for reuse."""
     gc.collect()

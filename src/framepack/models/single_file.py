@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framepack.errors import ModelError, first_line
+from framepack.errors import ModelError, first_line, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ def load_framepack(path: Path, dtype: torch.dtype) -> Any:
     try:
         model.load_state_dict(load_state(path, dtype), strict=True, assign=True)
     except RuntimeError as error:
+        if ran_out(error):
+            raise  # nothing is wrong with the file
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"'{path}' does not fill a FramePack transformer ({reason}): fetch it again"

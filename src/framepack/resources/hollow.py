@@ -110,7 +110,15 @@ def find_architecture(model: str) -> Architecture:
         channels = family.latent_channels
         channels_of = dict.fromkeys(("in_channels", "out_channels", "latent_channels"), channels)
         return _published(spec_for("wan", model, row=family), fields | channels_of)
-    source = resolve_model(model, known=(*VARIANTS, *WAN_SIZES))
+    return architecture_of(resolve_model(model, known=(*VARIANTS, *WAN_SIZES)))
+
+
+def architecture_of(source: Source) -> Architecture:
+    """Of a model that has been found; its weights need not be here yet.
+
+    Raises:
+        ModelError: a configuration that cannot be read.
+    """
     length = PROMPT_TOKENS[source.spec.family]
     if "conditioner" in source.parts:
         length = int(read_json(source.parts["conditioner"] / CONFIG_FILE)["length"])

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 GB = 1e9
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux tells a container how much it may have, by the second and the first version of cgroups."""
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -50,8 +52,14 @@ def _cpu_name() -> str:
 
 
 def system_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this machine has, or that its container may have of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in LIMITS:
+        try:
+            there = min(there, int(limit.read_text()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return there
 
 
 def device_memory(device: torch.device) -> int:
